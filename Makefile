@@ -1,0 +1,76 @@
+# agentvm. `make` alone tells what can be made.
+#
+# On a fresh Debian machine two commands are enough, each from a clean clone
+# and in any order: `make demo` and `make test`. They install what is missing.
+
+GO      := scripts/go
+CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
+ROOT    := $(filter 0,$(shell id -u))
+PREFIX  ?= $(if $(ROOT),/usr/local,$(HOME)/.local)
+PKG     ?= ./...
+RUN     ?= .
+TIMEOUT ?= 35m
+
+# Programs that deps unpacks for the tests, and sbin, which Debian leaves out
+# of an ordinary user's PATH.
+export PATH := $(PATH):/usr/sbin:/sbin:$(CACHE)/agentvm-build/tools/bin
+
+# Images that tests build are kept between runs, for root where the ordinary
+# users that root's VMs run as can reach them.
+export AGENTVM_TEST_CACHE ?= $(if $(ROOT),/var/cache,$(CACHE))/agentvm-test
+
+# A clone that git refuses to read (another owner's) builds without a revision.
+BUILDVCS := $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
+
+.DEFAULT_GOAL := help
+.PHONY: help deps deps-test build install demo test test-unit test-user lint bench completion clean
+
+help: ## say what can be made
+	@echo 'usage: make TARGET'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'make test PKG=./vm/qemu RUN=TestBoot   only these tests'
+	@echo 'make install PREFIX=DIR                default: $(PREFIX)'
+
+deps: ## install what running and building agentvm needs and this machine lacks
+	@scripts/deps run build
+
+deps-test:
+	@scripts/deps run build test
+
+build: ## build bin/agentvm
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS) -o bin/ ./cmd/agentvm
+
+install: build ## install agentvm and its shell completions below PREFIX
+	install -D -m 755 bin/agentvm '$(DESTDIR)$(PREFIX)/bin/agentvm'
+	install -d '$(DESTDIR)$(PREFIX)/share/bash-completion/completions' \
+		'$(DESTDIR)$(PREFIX)/share/zsh/site-functions' '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d'
+	bin/agentvm completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/agentvm'
+	bin/agentvm completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_agentvm'
+	bin/agentvm completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/agentvm.fish'
+
+demo: deps ## a real agent changes a real file from inside a real VM
+	@examples/demo/run.sh
+
+# Packages that boot VMs are slow and heavy: -p 2 keeps a small machine usable.
+test: deps-test ## run all tests, with the race detector, VMs included
+	$(GO) test -race -p 2 -timeout $(TIMEOUT) -run '$(RUN)' $(PKG)
+
+test-unit: ## run the tests that take seconds: no VM, no image
+	$(GO) test -short -timeout 5m -run '$(RUN)' $(PKG)
+
+test-user: deps-test ## run all tests as an ordinary user (as root: a throwaway one)
+	@scripts/test-user
+
+lint: ## vet, staticcheck, formatting, tidiness, known vulnerabilities
+	@scripts/lint
+
+bench: deps build ## measure: start-up phase by phase, exec, idle cost, file sharing
+	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 60m $(PKG)
+
+completion: build ## print bash completion (zsh and fish: agentvm completion)
+	@bin/agentvm completion bash
+
+clean: ## remove what make built here; images and VMs are agentvm's to remove
+	rm -rf bin

@@ -1,0 +1,174 @@
+package cloudinit
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// fakeHost is a Probe of a made-up file tree and environment. Environment
+// values that are paths stay paths below the tree.
+func fakeHost(t *testing.T, files map[string]string, env map[string]string) Probe {
+	t.Helper()
+	root := t.TempDir()
+	for name, content := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return Probe{
+		Root:   root,
+		Getenv: func(name string) string { return env[name] },
+		Git:    func(context.Context, string) string { return "" },
+	}
+}
+
+// certificate makes a self-signed one.
+func certificate(t *testing.T, name string, ca bool, until time.Duration) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
+		NotAfter: time.Now().Add(until), IsCA: ca, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return encodeCertificate(c)
+}
+
+func TestExtraCAs(t *testing.T) {
+	mozilla := certificate(t, "Mozilla", true, time.Hour)
+	local := certificate(t, "Local", true, time.Hour)
+	proxy := certificate(t, "Proxy", true, time.Hour)
+	expired := certificate(t, "Expired", true, -time.Hour)
+	server := certificate(t, "Server", false, time.Hour)
+
+	host := fakeHost(t, map[string]string{
+		mozillaDir + "/Mozilla.crt":    mozilla,
+		localDir + "/team/local.crt":   local,
+		localDir + "/README":           "not a certificate",
+		"/etc/bundle.pem":              "# comment\n" + mozilla + local + proxy + expired + server,
+		"/etc/broken.pem":              "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" + proxy,
+		"/etc/empty.pem":               "",
+		localDir + "/again/local2.crt": local,
+	}, map[string]string{
+		"SSL_CERT_FILE":       "/etc/bundle.pem",
+		"NODE_EXTRA_CA_CERTS": "/etc/broken.pem",
+		"CURL_CA_BUNDLE":      "/etc/empty.pem",
+		"REQUESTS_CA_BUNDLE":  "/etc/missing.pem",
+	})
+	facts := host.Facts(t.Context())
+	if diff := cmp.Diff([]string{local, proxy}, facts.CAs); diff != "" {
+		t.Errorf("CAs (-want +got):\n%s", diff)
+	}
+	if len(facts.Warnings) != 3 {
+		t.Errorf("want three warnings (broken, empty, missing), got %v", facts.Warnings)
+	}
+}
+
+func TestTimezone(t *testing.T) {
+	tests := []struct {
+		name     string
+		env      map[string]string
+		link     string
+		timezone string
+		want     string
+	}{
+		{"nothing", nil, "", "", "UTC"},
+		{"link", nil, "/usr/share/zoneinfo/America/Argentina/Ushuaia", "Europe/Rome\n", "America/Argentina/Ushuaia"},
+		{"relative link", nil, "../usr/share/zoneinfo/Asia/Tokyo", "", "Asia/Tokyo"},
+		{"file", nil, "", "Europe/Rome\n", "Europe/Rome"},
+		{"environment", map[string]string{"TZ": ":Europe/Oslo"}, "", "Europe/Rome", "Europe/Oslo"},
+		{"rule", map[string]string{"TZ": "CET-1CEST"}, "", "Europe/Rome", "Europe/Rome"},
+		{"path", map[string]string{"TZ": ":/etc/localtime"}, "", "Europe/Rome", "Europe/Rome"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			files := map[string]string{"/etc/hostname": "x"}
+			if tt.timezone != "" {
+				files["/etc/timezone"] = tt.timezone
+			}
+			host := fakeHost(t, files, tt.env)
+			if tt.link != "" {
+				if err := os.Symlink(tt.link, host.path("/etc/localtime")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := host.timezone(); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestLocale(t *testing.T) {
+	tests := []struct {
+		name string
+		env  map[string]string
+		file string
+		want string
+	}{
+		{"nothing", nil, "", "C.UTF-8"},
+		{"environment", map[string]string{"LANG": "de_DE.UTF-8"}, `LANG="en_GB.UTF-8"`, "de_DE.UTF-8"},
+		{"LC_ALL first", map[string]string{"LANG": "de_DE.UTF-8", "LC_ALL": "fr_FR.UTF-8"}, "", "fr_FR.UTF-8"},
+		{"file", nil, "# x\nLANG=\"en_GB.UTF-8\"\n", "en_GB.UTF-8"},
+		{"C", map[string]string{"LANG": "C"}, "LANG=en_GB.UTF-8", "C.UTF-8"},
+		{"nonsense", map[string]string{"LANG": "$(x)"}, "", "C.UTF-8"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			host := fakeHost(t, map[string]string{"/etc/default/locale": tt.file}, tt.env)
+			if got := host.locale(); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestGitIdentityIsClean(t *testing.T) {
+	host := fakeHost(t, nil, nil)
+	host.Git = func(_ context.Context, key string) string {
+		return map[string]string{"user.name": "Ada", "user.email": "a\nb"}[key]
+	}
+	if diff := cmp.Diff(Git{Name: "Ada"}, host.Facts(t.Context()).Git); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestGenerateKey(t *testing.T) {
+	pair, err := GenerateKey("demo host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := minimalConfig(t)
+	cfg.HostKey, cfg.AuthorizedKeys = pair.Private, []string{pair.Public}
+	if _, err := NewSeed(cfg); err != nil {
+		t.Errorf("a generated key is refused: %v", err)
+	}
+	if _, err := GenerateKey("two\nlines"); err == nil {
+		t.Error("a comment of two lines is accepted")
+	}
+}

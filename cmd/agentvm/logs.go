@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/lifecycle"
+	"github.com/agentvm/agentvm/vm/supervisor"
+)
+
+// logFiles are an instance's logs by the name that --source takes.
+var logFiles = map[string]string{
+	"supervisor": lifecycle.SupervisorLog,
+	"console":    lifecycle.ConsoleFile,
+	"network":    "network.jsonl",
+	"qemu":       "qemu.log",
+	"share":      "virtiofsd-workspace.log",
+}
+
+func logSources() []string {
+	var names []string
+	for name := range logFiles {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (a *app) logsCommand() *cobra.Command {
+	var follow bool
+	var source string
+	var lines int
+	cmd := &cobra.Command{
+		Use: "logs [NAME]", Short: "Show what happened in and around a machine",
+		Long: `Show one of a machine's logs:
+  supervisor  what the machine's supervisor did (the default)
+  console     the guest's serial console
+  network     every decision about the guest's network traffic, as JSON lines
+  qemu        what QEMU printed
+  share       what the workspace's file server printed`,
+		Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeOneName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			file, ok := logFiles[source]
+			if !ok {
+				return vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("there is no log %q", source)), "--source takes "+strings.Join(logSources(), ", "))
+			}
+			inst, err := a.target(args)
+			if err != nil {
+				return err
+			}
+			return a.showLog(cmd.Context(), inst, inst.Path(file), lines, follow)
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the machine stops")
+	cmd.Flags().StringVarP(&source, "source", "s", "supervisor", "which log: "+strings.Join(logSources(), ", "))
+	cmd.Flags().IntVar(&lines, "tail", 0, "only the last lines (0: all)")
+	if err := cmd.RegisterFlagCompletionFunc("source", cobra.FixedCompletions(logSources(), cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag was defined above
+	}
+	return cmd
+}
+
+// showLog prints a file, and what is added to it while the machine lives.
+func (a *app) showLog(ctx context.Context, inst *instance.Instance, path string, lines int, follow bool) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return vm.Classify(vm.ErrNotFound, fmt.Errorf("%q has no %s yet", inst.Name, filepath.Base(path)))
+	}
+	if err != nil {
+		return fmt.Errorf("show the log: %w", err)
+	}
+	defer f.Close()
+	if lines > 0 {
+		last, err := supervisor.Tail(path, lines)
+		if err != nil {
+			return err
+		}
+		for _, line := range last {
+			if err := a.printf("%s\n", line); err != nil {
+				return err
+			}
+		}
+		if _, err := f.Seek(0, io.SeekEnd); err != nil {
+			return err
+		}
+	}
+	for {
+		if err := a.copyPrintable(f); err != nil {
+			return err
+		}
+		if !follow {
+			return nil
+		}
+		if s, err := inst.Status(); err != nil || !s.State.Live() {
+			return a.copyPrintable(f)
+		}
+		select {
+		case <-ctx.Done():
+			return nil // the user has seen enough
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// copyPrintable prints the rest of a log. A guest wrote parts of it: what
+// could drive the terminal is dropped.
+func (a *app) copyPrintable(r io.Reader) error {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			if err := a.printf("%s", supervisor.Printable(strings.ToValidUTF8(string(buf[:n]), "?"))); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

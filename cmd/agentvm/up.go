@@ -1,0 +1,144 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/lifecycle"
+	"github.com/agentvm/agentvm/vm/qemu"
+)
+
+// upFlags are the flags of every command that may start a machine.
+type upFlags struct {
+	config string
+	agent  string
+	opt    lifecycle.UpOptions
+}
+
+func (f *upFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.config, "config", "", "read this configuration instead of the project's agentvm.yaml")
+	cmd.Flags().StringVar(&f.agent, "agent", "", "use this agent instead of the configured one")
+	cmd.Flags().BoolVar(&f.opt.AllowWide, "allow-wide", false, "share / or the home directory all the same")
+}
+
+// project reads the configuration that the flags name.
+func (f *upFlags) project(a *app) (p lifecycle.Project, err error) {
+	if f.config != "" {
+		p, err = lifecycle.LoadProject(f.config)
+	} else {
+		p, err = a.project()
+	}
+	if f.agent != "" {
+		p.Config.Agent.Use = f.agent
+	}
+	return p, err
+}
+
+func (a *app) upCommand() *cobra.Command {
+	var f upFlags
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Make and start the project's machine, and wait until it is ready",
+		Long: `Make and start the project's machine, and wait until it is ready.
+
+What is lacking is made on the way: the image, the machine's disk and keys. A
+machine that runs already is left as it is. Without agentvm.yaml the current
+directory is shared, with the defaults.`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			p, err := f.project(a)
+			if err != nil {
+				return err
+			}
+			m, err := a.manager()
+			if err != nil {
+				return err
+			}
+			f.opt.Name = a.name
+			begun := time.Now()
+			report, done := a.newReport()
+			res, err := m.Up(cmd.Context(), p, f.opt, report)
+			done()
+			if err != nil {
+				return err
+			}
+			if f.opt.DryRun {
+				return a.showCommand(cmd, m, res)
+			}
+			return a.showUp(res, time.Since(begun))
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().BoolVar(&f.opt.Recreate, "recreate", false, "give the machine a new disk (the workspace is kept)")
+	cmd.Flags().BoolVar(&f.opt.DryRun, "dry-run", false, "print QEMU's command line instead of starting anything")
+	cmd.Flags().BoolVar(&a.json, "json", false, "print events and the result as JSON")
+	return cmd
+}
+
+// showUp says what `up` came to.
+func (a *app) showUp(res lifecycle.Result, took time.Duration) error {
+	if a.json {
+		return json.NewEncoder(a.stdout).Encode(map[string]any{
+			"name": res.Instance.Name, "workspace": res.Spec.Workspace, "already": res.Already, "created": res.Created,
+			"seconds": took.Seconds(), "status": viewOf(res.Spec, res.Status),
+		})
+	}
+	switch {
+	case res.Status.State == instance.Degraded:
+		a.noteLine("%q runs, with something lost: %s", res.Instance.Name, res.Status.Reason)
+		for _, w := range res.Status.Warnings[min(1, len(res.Status.Warnings)):] {
+			a.noteLine("  %s", w)
+		}
+	case res.Already:
+		a.noteLine("%q is already running", res.Instance.Name)
+	default:
+		a.noteLine("%q is ready after %s; %s is at %s in it", res.Instance.Name, took.Round(100*time.Millisecond), res.Spec.Workspace, res.Spec.Guest.Directory)
+	}
+	return nil
+}
+
+// showCommand prints the command line that QEMU would be started with.
+func (a *app) showCommand(cmd *cobra.Command, m *lifecycle.Manager, res lifecycle.Result) error {
+	caps, err := probeQEMU(cmd.Context(), m.Store.Dirs.Cache)
+	if err != nil {
+		return err
+	}
+	argv, err := qemu.Argv(res.Spec.Machine, caps)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return json.NewEncoder(a.stdout).Encode(argv)
+	}
+	return a.printf("%s\n", qemu.CommandLine(argv))
+}
+
+// usable brings the project's machine up when it is not running.
+func (a *app) usable(cmd *cobra.Command, f *upFlags) (*instance.Instance, instance.Spec, error) {
+	fail := func(err error) (*instance.Instance, instance.Spec, error) { return nil, instance.Spec{}, err }
+	p, err := f.project(a)
+	if err != nil {
+		return fail(err)
+	}
+	m, err := a.manager()
+	if err != nil {
+		return fail(err)
+	}
+	f.opt.Name = a.name
+	report, done := a.newReport()
+	res, err := m.Up(cmd.Context(), p, f.opt, report)
+	done()
+	if err != nil {
+		return fail(err)
+	}
+	if f.agent != "" && res.Spec.Agent != f.agent {
+		return fail(vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("machine %q was made for agent %q, not %q", res.Instance.Name, res.Spec.Agent, f.agent)),
+			fmt.Sprintf("agentvm stop && agentvm up --recreate --agent %s", f.agent)))
+	}
+	return res.Instance, res.Spec, nil
+}

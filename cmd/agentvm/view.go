@@ -1,0 +1,197 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// view is an instance as the commands show it.
+type view struct {
+	Name      string            `json:"name"`
+	State     instance.State    `json:"state"`
+	Reason    string            `json:"reason,omitempty"`
+	Since     time.Time         `json:"since,omitzero"`
+	Workspace string            `json:"workspace,omitempty"`
+	Mount     string            `json:"mount,omitempty"`
+	Agent     string            `json:"agent,omitempty"`
+	Image     string            `json:"image,omitempty"`
+	ImageID   string            `json:"imageId,omitempty"`
+	CPUs      int               `json:"cpus,omitempty"`
+	Memory    int64             `json:"memory,omitempty"`
+	Accel     string            `json:"accel,omitempty"`
+	Shares    []instance.Share  `json:"shares,omitempty"`
+	Network   *instance.Network `json:"network,omitempty"`
+	Warnings  []string          `json:"warnings,omitempty"`
+	Phases    []instance.Phase  `json:"phases,omitempty"`
+	Processes map[string]int    `json:"processes,omitempty"`
+	Console   []string          `json:"console,omitempty"`
+	Created   time.Time         `json:"created,omitzero"`
+	Disk      int64             `json:"disk,omitempty"` // bytes that the instance takes on the host
+}
+
+func viewOf(spec instance.Spec, s instance.Status) view {
+	v := view{
+		Name: spec.Name, State: s.State, Reason: s.Reason, Since: s.Since, Workspace: spec.Workspace, Mount: spec.Guest.Directory,
+		Agent: spec.Agent, Image: spec.Image, ImageID: spec.ImageID, CPUs: spec.Machine.CPUs, Memory: spec.Machine.Memory,
+		Accel: string(spec.Machine.Accel), Shares: spec.Shares, Network: &spec.Network, Warnings: s.Warnings, Phases: s.Phases,
+		Console: s.Console, Created: spec.Created,
+	}
+	if s.State.Live() {
+		v.Processes = map[string]int{"supervisor": s.Supervisor.PID}
+		for name, p := range s.Children {
+			v.Processes[name] = p.PID
+		}
+	}
+	return v
+}
+
+// look reads an instance, however damaged.
+func look(i *instance.Instance) view {
+	spec, err := i.Spec()
+	if errors.Is(err, fs.ErrNotExist) {
+		return view{Name: i.Name, State: "new", Reason: "not made yet, or its making was cut short; agentvm down " + i.Name + " removes it"}
+	}
+	if err != nil {
+		return view{Name: i.Name, State: "unreadable", Reason: err.Error()}
+	}
+	status, err := i.Status()
+	if err != nil {
+		status.State, status.Reason = "unreadable", err.Error()
+	}
+	v := viewOf(spec, status)
+	v.Name = i.Name
+	entries, _ := os.ReadDir(i.Dir)
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil {
+			v.Disk += allocated(fi)
+		}
+	}
+	return v
+}
+
+func (a *app) lsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list", "ps"}, Short: "List the machines", Args: usageArgs(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			store, err := a.store()
+			if err != nil {
+				return err
+			}
+			list, err := store.List()
+			if err != nil {
+				return err
+			}
+			views := []view{}
+			for _, i := range list {
+				views = append(views, look(i))
+			}
+			if a.json {
+				return json.NewEncoder(a.stdout).Encode(views)
+			}
+			if len(views) == 0 {
+				a.noteLine("there are no machines; agentvm up makes one")
+				return nil
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+			fmt.Fprintln(w, "NAME\tSTATE\tSINCE\tAGENT\tDISK\tWORKSPACE")
+			for _, v := range views {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, ago(v.Since), v.Agent, units.BytesSize(float64(v.Disk)), oneLine(v.Workspace))
+			}
+			return w.Flush()
+		},
+	}
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "status [NAME]", Short: "Show how a machine is, and why", Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeOneName,
+		RunE: func(_ *cobra.Command, args []string) error {
+			inst, err := a.target(args)
+			if err != nil {
+				return err
+			}
+			v := look(inst)
+			if a.json {
+				return json.NewEncoder(a.stdout).Encode(v)
+			}
+			return a.showStatus(v)
+		},
+	}
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) showStatus(v view) error {
+	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+	row := func(key, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", key, fmt.Sprintf(format, args...)) }
+	row("name", "%s", v.Name)
+	row("state", "%s", strings.TrimSuffix(fmt.Sprintf("%s (%s)", v.State, ago(v.Since)), " ()"))
+	if v.Reason != "" {
+		row("reason", "%s", v.Reason)
+	}
+	for _, warning := range v.Warnings {
+		row("warning", "%s", warning)
+	}
+	if v.Workspace != "" {
+		row("agent", "%s", v.Agent)
+		row("image", "%s (%.12s)", v.Image, v.ImageID)
+		row("machine", "%d CPUs, %s memory, %s", v.CPUs, units.BytesSize(float64(v.Memory)), v.Accel)
+		for _, s := range v.Shares {
+			access := "read-write"
+			if s.ReadOnly {
+				access = "read-only"
+			}
+			row("share", "%s at %s, %s", oneLine(s.Source), oneLine(s.Target), access)
+		}
+		row("may reach", "%s", reach(v.Network))
+	}
+	for _, name := range []string{"supervisor", "qemu"} {
+		if pid, ok := v.Processes[name]; ok {
+			row("process", "%s %d", name, pid)
+		}
+	}
+	for _, line := range v.Console {
+		row("console", "%s", line)
+	}
+	return w.Flush()
+}
+
+// reach lists what the guest may connect to.
+func reach(n *instance.Network) string {
+	list := append([]string{}, n.Allow...)
+	for _, s := range n.Services {
+		list = append(list, fmt.Sprintf("%s:%d (this host's %s)", s.Name, s.Port, s.Target))
+	}
+	if len(list) == 0 {
+		return "nothing"
+	}
+	return strings.Join(list, ", ")
+}
+
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return units.HumanDuration(time.Since(t)) + " ago"
+}
+
+// oneLine keeps a path from breaking a table.
+func oneLine(s string) string {
+	if strings.ContainsAny(s, "\n\t\r\x1b") {
+		return fmt.Sprintf("%q", s)
+	}
+	return s
+}

@@ -1,0 +1,290 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"sync"
+
+	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/agentvm/agentvm/images"
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/lifecycle"
+	"github.com/agentvm/agentvm/vm/network"
+	"github.com/agentvm/agentvm/vm/qemu"
+	"github.com/agentvm/agentvm/vm/qmp"
+	"github.com/agentvm/agentvm/vm/share"
+	"github.com/agentvm/agentvm/vm/ssh"
+	"github.com/agentvm/agentvm/vm/supervisor"
+)
+
+// qemuBinary is the emulator for the one architecture that guests have.
+const qemuBinary = "qemu-system-x86_64"
+
+// probeQEMU asks QEMU what it can do, or says how to get one.
+func probeQEMU(ctx context.Context, cache string) (qemu.Caps, error) {
+	caps, err := qemu.Probe(ctx, qemuBinary, filepath.Join(cache, "probes"))
+	if err != nil {
+		return caps, vm.WithHint(vm.Classify(vm.ErrHost, err), "agentvm doctor says what is missing and how to get it")
+	}
+	return caps, nil
+}
+
+// chooseAccel decides how guests run here and says why.
+func chooseAccel(ctx context.Context, cache string, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error) {
+	caps, err := probeQEMU(ctx, cache)
+	if err != nil {
+		return "", "", err
+	}
+	v, err := qemu.ProbeAccel(ctx, qemu.AccelProbe{Caps: caps, Kernel: img.Kernel(), RunAs: runAs, CacheDir: filepath.Join(cache, "probes")})
+	return v.Accel, v.Reason, err
+}
+
+// parts starts the real pieces of a machine.
+type parts struct {
+	cache string // probes are remembered here
+	log   *slog.Logger
+}
+
+func (p parts) Network(ctx context.Context, spec instance.Spec, socket, log string) (supervisor.Network, error) {
+	var rules []network.Rule
+	for _, s := range spec.Network.Allow {
+		r, err := network.ParseRule(s)
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, r)
+	}
+	var services []network.Service
+	for _, s := range spec.Network.Services {
+		services = append(services, network.Service{Name: s.Name, Port: uint16(s.Port), Target: s.Target})
+	}
+	policy, err := network.NewPolicy(rules, services)
+	if err != nil {
+		return nil, err
+	}
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the network log: %w", err)
+	}
+	encoder := json.NewEncoder(out)
+	n, err := network.New(network.Config{
+		Policy: policy,
+		Log: func(d network.Decision) {
+			if err := encoder.Encode(d); err != nil {
+				p.log.Error("write the network log", "error", err)
+			}
+		},
+	})
+	if err != nil {
+		out.Close()
+		return nil, err
+	}
+	l, err := net.Listen("unix", socket)
+	if err == nil {
+		err = os.Chmod(socket, 0o600)
+	}
+	if o := spec.Machine.RunAs; err == nil && o != nil {
+		err = os.Chown(socket, o.UID, o.GID)
+	}
+	if err != nil {
+		n.Close()
+		out.Close()
+		return nil, fmt.Errorf("listen for the guest's frames: %w", err)
+	}
+	r := &runningNetwork{Network: n, log: out}
+	r.served.Add(1)
+	go func() {
+		defer r.served.Done()
+		if err := n.Serve(context.WithoutCancel(ctx), l); err != nil && !errors.Is(err, net.ErrClosed) {
+			p.log.Error("network", "error", err)
+		}
+	}()
+	return r, nil
+}
+
+type runningNetwork struct {
+	*network.Network
+	log    io.Closer
+	served sync.WaitGroup
+}
+
+func (n *runningNetwork) Dial(ctx context.Context, port int) (net.Conn, error) {
+	return n.DialGuest(ctx, uint16(port))
+}
+
+func (n *runningNetwork) Close() error {
+	err := n.Network.Close()
+	n.served.Wait()
+	return errors.Join(err, n.log.Close())
+}
+
+func (p parts) Share(ctx context.Context, spec instance.Spec, s instance.Share, socket, log string) (supervisor.Share, error) {
+	caps, err := share.Probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open virtiofsd's log: %w", err)
+	}
+	srv, err := share.Start(ctx, caps, share.Spec{
+		Tag: s.Tag, Source: s.Source, Socket: socket, ReadOnly: s.ReadOnly, Protect: s.Protect, Hide: s.Hide,
+		Guest: vm.Owner{UID: lifecycle.GuestUID, GID: lifecycle.GuestUID}, RunAs: spec.Machine.RunAs, Log: out,
+	})
+	if err != nil {
+		out.Close()
+		return nil, err
+	}
+	for _, u := range srv.Unprotected() {
+		p.log.Warn("not protected", "share", s.Tag, "path", u.Path, "reason", u.Reason)
+	}
+	return runningShare{srv, out}, nil
+}
+
+type runningShare struct {
+	*share.Server
+	log io.Closer
+}
+
+func (s runningShare) Process() vm.ProcID {
+	id, _ := vm.ProcessID(s.PID())
+	return id
+}
+
+func (s runningShare) Stop() error {
+	s.Server.Stop()
+	return s.log.Close()
+}
+
+func (p parts) Machine(ctx context.Context, m vm.Machine, log string) (supervisor.Machine, error) {
+	caps, err := probeQEMU(ctx, p.cache)
+	if err != nil {
+		return nil, err
+	}
+	if err := makeVars(m, caps); err != nil {
+		return nil, err
+	}
+	argv, err := qemu.Argv(m, caps)
+	if err != nil {
+		return nil, err
+	}
+	p.log.Info("start", "command", qemu.CommandLine(argv))
+	process, err := qemu.Start(ctx, argv, qemu.Options{RunAs: m.RunAs, Groups: qemu.KVMGroups(), LogFile: log})
+	if err != nil {
+		return nil, err
+	}
+	monitor, err := process.Connect(ctx, m.QMP)
+	if err != nil {
+		process.Kill()
+		return nil, err
+	}
+	return runningMachine{process, monitor}, nil
+}
+
+// makeVars gives a machine with UEFI its own copy of the firmware's variables.
+func makeVars(m vm.Machine, caps qemu.Caps) error {
+	if m.Boot.VarsFile == "" {
+		return nil
+	}
+	if _, err := os.Stat(m.Boot.VarsFile); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if caps.UEFI == nil {
+		return vm.WithHint(vm.Classify(vm.ErrHost, errors.New("there is no UEFI firmware for guests")), "sudo apt-get install ovmf")
+	}
+	if err := caps.UEFI.NewVars(m.Boot.VarsFile); err != nil {
+		return err
+	}
+	if m.RunAs != nil {
+		return os.Chown(m.Boot.VarsFile, m.RunAs.UID, m.RunAs.GID)
+	}
+	return nil
+}
+
+type runningMachine struct {
+	qemu    *qemu.Process
+	monitor *qmp.Client
+}
+
+func (m runningMachine) Process() vm.ProcID    { return m.qemu.ID() }
+func (m runningMachine) Done() <-chan struct{} { return m.qemu.Done() }
+func (m runningMachine) Err() error            { return m.qemu.Wait(context.Background()) }
+
+func (m runningMachine) Powerdown(ctx context.Context) error {
+	if !m.qemu.Shutdown(ctx, m.monitor) {
+		return vm.Classify(vm.ErrTimeout, errors.New("the guest did not shut down in time"))
+	}
+	return nil
+}
+
+func (m runningMachine) Kill() error {
+	m.qemu.Kill()
+	_ = m.monitor.Close() // it ended with the process
+	return nil
+}
+
+func (p parts) Guest(ctx context.Context, inst *instance.Instance, spec instance.Spec, dial supervisor.Dialer) (supervisor.Guest, error) {
+	key, err := readKey(inst, lifecycle.ClientKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	hostKey, err := readKey(inst, lifecycle.HostKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	client, err := ssh.Connect(ctx, func(ctx context.Context) (net.Conn, error) { return dial(ctx, 22) },
+		ssh.Config{User: spec.Guest.User, Key: key, HostKey: hostKey.PublicKey()})
+	if err != nil {
+		return nil, err
+	}
+	return &runningGuest{Client: client, hostKey: hostKey, log: p.log}, nil
+}
+
+// readKey reads one of the instance's private keys.
+func readKey(inst *instance.Instance, file string) (gossh.Signer, error) {
+	pem, err := os.ReadFile(inst.Path(file))
+	if err != nil {
+		return nil, fmt.Errorf("read key: %w", err)
+	}
+	key, err := gossh.ParsePrivateKey(pem)
+	if err != nil {
+		return nil, fmt.Errorf("read key %s: %w", inst.Path(file), err)
+	}
+	return key, nil
+}
+
+type runningGuest struct {
+	*ssh.Client
+	hostKey gossh.Signer
+	log     *slog.Logger
+}
+
+func (g *runningGuest) Run(ctx context.Context, script string, out io.Writer) (int, error) {
+	status, err := g.Client.Run(ctx, ssh.Command{Argv: []string{"sh", "-c", script}, Stdout: out, Stderr: out})
+	return status.ExitCode(), err
+}
+
+// Copy merges a host file or directory into the guest, below its target's parent.
+func (g *runningGuest) Copy(ctx context.Context, src, dst string) error {
+	parent := path.Dir(dst)
+	if code, err := g.Run(ctx, "mkdir -p "+ssh.Quote(parent), io.Discard); err != nil || code != 0 {
+		return fmt.Errorf("make %s: exit code %d: %w", parent, code, err)
+	}
+	return g.Upload(ctx, src, parent, ssh.CopyOptions{})
+}
+
+func (g *runningGuest) Serve(l net.Listener) error {
+	proxy := &ssh.Proxy{HostKey: g.hostKey, Log: g.log, Upstream: func(context.Context) (*ssh.Client, error) { return g.Client, nil }}
+	return proxy.Serve(context.Background(), l)
+}

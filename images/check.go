@@ -1,0 +1,186 @@
+package images
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/agentvm/agentvm/vm"
+)
+
+// require returns the first failed finding as an error.
+func require(findings []vm.Finding) error {
+	for _, f := range findings {
+		if f.Status == vm.FindingFail {
+			return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s: %s", f.Name, f.Detail)), "run: "+f.Fix)
+		}
+	}
+	return nil
+}
+
+// host is what Check looks at; tests bring their own.
+type host struct {
+	uid      int
+	username string
+	root     string // where etc, proc and usr are found
+	look     func(program string) error
+	free     func(dir string) (int64, error)
+}
+
+// Check says whether this host can build images into dir, with the command
+// that mends each thing it lacks. It changes nothing.
+func Check(dir string) []vm.Finding {
+	h := thisHost()
+	return append(h.check(), h.space(dir))
+}
+
+func thisHost() host {
+	h := host{uid: os.Getuid(), root: "/", free: free}
+	h.look = func(program string) error { _, err := exec.LookPath(program); return err }
+	if u, err := user.Current(); err == nil {
+		h.username = u.Username
+	}
+	return h
+}
+
+// check looks at everything but the disk.
+func (h host) check() []vm.Finding {
+	findings := append(h.programs(), h.keyring())
+	if h.uid != 0 {
+		findings = append(findings, h.subordinateIDs(), h.userNamespaces())
+	}
+	return findings
+}
+
+// debianPackageOf names the Debian package of each program that a build runs.
+func debianPackageOf(program string) string {
+	switch program {
+	case "mke2fs":
+		return "e2fsprogs"
+	case "newuidmap", "newgidmap":
+		return "uidmap"
+	case "unshare":
+		return "util-linux"
+	case "qemu-img":
+		return "qemu-utils"
+	}
+	return program
+}
+
+func (h host) programs() []vm.Finding {
+	needed := []string{"mmdebstrap", "mke2fs", "unshare", "tar", "qemu-img"}
+	if h.uid != 0 {
+		needed = append(needed, "newuidmap", "newgidmap")
+	}
+	var out []vm.Finding
+	for _, program := range needed {
+		f := vm.Finding{Name: program, Status: vm.FindingOK}
+		// mke2fs is in /usr/sbin, which an ordinary user's PATH may lack; builds
+		// have it in theirs.
+		if err := h.look(program); err != nil && h.look("/usr/sbin/"+program) != nil {
+			f.Status = vm.FindingFail
+			f.Detail = "not installed: images cannot be built"
+			f.Fix = "apt-get install " + debianPackageOf(program)
+		}
+		out = append(out, f)
+	}
+	return out
+}
+
+// keyring looks for the archive keys of every release in the catalogue. Older
+// versions of debian-archive-keyring lack those of newer releases.
+func (h host) keyring() vm.Finding {
+	f := vm.Finding{Name: "Debian archive keys", Status: vm.FindingOK}
+	var missing []string
+	for _, e := range Catalogue() {
+		found := false
+		for _, dir := range []string{"usr/share/keyrings", "etc/apt/trusted.gpg.d"} {
+			m, _ := filepath.Glob(filepath.Join(h.root, dir, "debian-archive-"+e.Suite+"-*")) // well-formed pattern
+			found = found || len(m) > 0
+		}
+		if !found {
+			missing = append(missing, e.Suite)
+		}
+	}
+	if len(missing) > 0 {
+		f.Status = vm.FindingFail
+		f.Detail = "no keys for " + strings.Join(missing, ", ")
+		f.Fix = "apt-get update && apt-get install debian-archive-keyring"
+	}
+	return f
+}
+
+// needIDs is how many subordinate ids a Debian tree needs: nobody is 65534.
+const needIDs = 65534
+
+// subordinateIDs looks for a range in /etc/subuid and /etc/subgid, see subuid(5).
+func (h host) subordinateIDs() vm.Finding {
+	f := vm.Finding{Name: "subordinate ids", Status: vm.FindingOK}
+	for _, name := range []string{"subuid", "subgid"} {
+		data, _ := os.ReadFile(filepath.Join(h.root, "etc", name)) // missing means no range
+		if n := subordinateCount(data, h.username, h.uid); n < needIDs {
+			f.Status = vm.FindingFail
+			f.Detail = fmt.Sprintf("/etc/%s gives %s %d ids, %d are needed", name, h.username, n, needIDs)
+			f.Fix = fmt.Sprintf("sudo usermod --add-subuids 200000-265535 --add-subgids 200000-265535 %s", h.username)
+			return f
+		}
+	}
+	return f
+}
+
+// subordinateCount returns the size of the user's first range, which is the one
+// that unshare --map-auto takes.
+func subordinateCount(file []byte, username string, uid int) int {
+	lines := bufio.NewScanner(bytes.NewReader(file))
+	for lines.Scan() {
+		f := strings.Split(lines.Text(), ":")
+		if len(f) == 3 && (f[0] == username || f[0] == strconv.Itoa(uid)) {
+			n, _ := strconv.Atoi(f[2]) // no number is no ids
+			return n
+		}
+	}
+	return 0
+}
+
+// userNamespaces reads the switches by which a host forbids user namespaces.
+func (h host) userNamespaces() vm.Finding {
+	f := vm.Finding{Name: "user namespaces", Status: vm.FindingOK}
+	for _, s := range []struct{ file, bad, fix string }{
+		{"user/max_user_namespaces", "0", "sudo sysctl user.max_user_namespaces=15000"},
+		{"kernel/unprivileged_userns_clone", "0", "sudo sysctl kernel.unprivileged_userns_clone=1"},
+		{"kernel/apparmor_restrict_unprivileged_userns", "1", "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"},
+	} {
+		data, err := os.ReadFile(filepath.Join(h.root, "proc/sys", s.file))
+		if err == nil && strings.TrimSpace(string(data)) == s.bad {
+			f.Status, f.Fix = vm.FindingFail, s.fix
+			f.Detail = fmt.Sprintf("/proc/sys/%s is %s: images cannot be built without root", s.file, s.bad)
+		}
+	}
+	return f
+}
+
+func (h host) space(dir string) vm.Finding {
+	f := vm.Finding{Name: "disk space for images", Status: vm.FindingOK}
+	at := dir // may not be there yet
+	n, err := h.free(at)
+	for err != nil && at != filepath.Dir(at) {
+		at = filepath.Dir(at)
+		n, err = h.free(at)
+	}
+	f.Detail = fmt.Sprintf("%d MiB free in %s", n>>20, at)
+	switch {
+	case err != nil:
+		f.Status, f.Detail = vm.FindingWarn, err.Error()
+	case n < baseSpace+layerSpace:
+		f.Status = vm.FindingFail
+		f.Detail += fmt.Sprintf(", a build needs up to %d MiB", (baseSpace+layerSpace)>>20)
+		f.Fix = "free some space, or set AGENTVM_HOME to a directory on a larger disk"
+	}
+	return f
+}

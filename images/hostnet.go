@@ -1,0 +1,132 @@
+package images
+
+import (
+	"bytes"
+	"context"
+	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// hostNet is how the host reaches the network: what a build borrows.
+type hostNet struct {
+	proxies  []string // NAME=value, as in an environment
+	aptConf  string   // apt's own proxy and certificate settings
+	cas      []byte   // PEM: every authority that the host trusts
+	resolv   []byte   // resolv.conf
+	registry string   // of npm, without a slash at the end
+	npmrc    string   // registry and its credentials, for npm's user configuration
+}
+
+// defaultRegistry is npm's own: https://docs.npmjs.com/cli/v10/using-npm/config#registry
+const defaultRegistry = "https://registry.npmjs.org"
+
+var proxyNames = []string{
+	"http_proxy", "https_proxy", "no_proxy", "all_proxy",
+	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
+}
+
+// probeHostNet reads the host's settings; getenv and root make it testable.
+func probeHostNet(ctx context.Context, getenv func(string) string, root string) hostNet {
+	var n hostNet
+	for _, name := range proxyNames {
+		if v := getenv(name); v != "" {
+			n.proxies = append(n.proxies, name+"="+v)
+		}
+	}
+	if out, err := exec.CommandContext(ctx, "apt-config", "dump").Output(); err == nil {
+		n.aptConf = aptNetwork(string(out))
+	}
+	n.cas = hostCAs(getenv, root)
+	n.resolv, _ = os.ReadFile(filepath.Join(root, "etc/resolv.conf")) // none: names resolve by other means or not at all
+	n.registry, n.npmrc = npmSettings(getenv)
+	return n
+}
+
+// aptNetwork keeps the lines of apt-config's dump that say how to reach an
+// archive.
+func aptNetwork(dump string) string {
+	var b strings.Builder
+	for line := range strings.Lines(dump) {
+		name, _, _ := strings.Cut(line, " ")
+		if !strings.HasPrefix(strings.ToLower(name), "acquire::http") {
+			continue
+		}
+		last := name[strings.LastIndex(name, ":")+1:]
+		switch strings.ToLower(last) {
+		case "proxy", "proxy-auto-detect", "cainfo", "sslcert", "sslkey", "verify-peer", "verify-host":
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// hostCAs collects the certificates of the system's bundle and of the
+// variables by which programs are told of more, each once.
+func hostCAs(getenv func(string) string, root string) []byte {
+	files := []string{filepath.Join(root, "etc/ssl/certs/ca-certificates.crt")}
+	for _, name := range []string{"SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"} {
+		if v := getenv(name); v != "" {
+			files = append(files, v)
+		}
+	}
+	local, _ := filepath.Glob(filepath.Join(root, "usr/local/share/ca-certificates/*.crt")) // the pattern is well formed
+	var out bytes.Buffer
+	seen := map[string]bool{}
+	for _, file := range slices.Concat(files, local) {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // a variable may name a file that is not there
+		}
+		for {
+			var block *pem.Block
+			if block, data = pem.Decode(data); block == nil {
+				break
+			}
+			if block.Type != "CERTIFICATE" || seen[string(block.Bytes)] {
+				continue
+			}
+			seen[string(block.Bytes)] = true
+			_ = pem.Encode(&out, &pem.Block{Type: block.Type, Bytes: block.Bytes}) // to a buffer, cannot fail
+		}
+	}
+	return out.Bytes()
+}
+
+// npmSettings returns the registry that the host's npm uses and a
+// configuration that holds only the registry and the credentials for it.
+func npmSettings(getenv func(string) string) (registry, npmrc string) {
+	path := getenv("NPM_CONFIG_USERCONFIG")
+	if path == "" {
+		path = filepath.Join(getenv("HOME"), ".npmrc")
+	}
+	var credentials []string
+	registry = defaultRegistry
+	data, _ := os.ReadFile(path) // most users have none
+	for line := range strings.Lines(string(data)) {
+		name, value, ok := strings.Cut(line, "=")
+		name, value = strings.TrimSpace(name), strings.Trim(strings.TrimSpace(value), `"`)
+		switch {
+		case !ok || value == "":
+		case name == "registry" || strings.HasPrefix(name, "@") && strings.HasSuffix(name, ":registry"):
+			if name == "registry" {
+				registry = value
+			} else {
+				credentials = append(credentials, name+"="+value)
+			}
+		case strings.HasPrefix(name, "//"):
+			credentials = append(credentials, name+"="+os.Expand(value, getenv))
+		}
+	}
+	for _, name := range []string{"NPM_CONFIG_REGISTRY", "npm_config_registry"} {
+		if v := getenv(name); v != "" {
+			registry = v
+		}
+	}
+	registry = strings.TrimRight(registry, "/")
+	lines := append([]string{"registry=" + registry + "/"}, credentials...)
+	return registry, strings.Join(lines, "\n") + "\n"
+}

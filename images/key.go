@@ -1,0 +1,138 @@
+package images
+
+import (
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"strings"
+)
+
+// recipeFS holds what makes a Debian tree into the guest: package lists, the
+// customize hook, the script that makes the initial ram disk.
+//
+//go:embed all:recipe
+var recipeFS embed.FS
+
+// buildFS holds the steps of a build that are shell: mmdebstrap's hooks.
+//
+//go:embed build/*.sh
+var buildFS embed.FS
+
+// rootSize is the size of the root disk as the guest sees it. The file is
+// sparse, so that it costs nothing; it is what a virtual machine gets by
+// default, so that usually no file system has to be grown at boot.
+const rootSize = 20 << 30
+
+// npmToolVersion is the npm that installs packages and stays in the image.
+// Release 10 runs on Node.js 18.17 and newer, so on that of every suite.
+const npmToolVersion = "10.9.9"
+
+// plan is everything that decides an image's content, and the names that
+// follow from it.
+type plan struct {
+	entry    Entry
+	spec     Spec // normal form
+	arch     string
+	mirror   string
+	recipe   string // digest
+	baseID   string
+	baseKey  string
+	layerID  string // empty when the spec asks for a base only
+	layerKey string
+}
+
+// id returns the ID of the image that the spec asks for.
+func (p plan) id() string {
+	if p.layerID != "" {
+		return p.layerID
+	}
+	return p.baseID
+}
+
+func newPlan(spec Spec, mirror string) (plan, error) {
+	entry, err := Known(spec.Image)
+	if err != nil {
+		return plan{}, err
+	}
+	spec, err = spec.normal()
+	if err != nil {
+		return plan{}, fmt.Errorf("image %s: %w", spec.Image, err)
+	}
+	p := plan{entry: entry, spec: spec, arch: debianArch(), mirror: mirror}
+	p.recipe, err = hashFS(recipeFS, buildFS)
+	if err != nil {
+		return plan{}, err
+	}
+	p.baseKey = key("base", formatVersion, rootSize, p.recipe, entry.Suite, p.arch, mirror)
+	p.baseID = entry.Name + "-" + p.baseKey[:12]
+	if spec.layered() {
+		p.layerKey = key("layer", p.baseKey, npmToolVersion, spec)
+		p.layerID = entry.Name + "-" + p.layerKey[:12]
+	}
+	return p, nil
+}
+
+// key hashes the JSON form of its parts.
+func key(parts ...any) string {
+	data, err := json.Marshal(parts)
+	if err != nil { // only strings, numbers and Specs come here
+		data = []byte(err.Error())
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+// hashFS returns a digest of the names and contents of all files.
+func hashFS(systems ...fs.FS) (string, error) {
+	h := sha256.New()
+	for _, system := range systems {
+		err := fs.WalkDir(system, ".", func(path string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
+			}
+			data, err := fs.ReadFile(system, path)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(h, "%s\x00%d\x00", path, len(data))
+			h.Write(data)
+			return nil
+		})
+		if err != nil {
+			return "", fmt.Errorf("hash recipe: %w", err)
+		}
+	}
+	return plainPrefix + hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// packageList reads the recipe's package list for a suite: one package a line,
+// # starts a comment.
+func packageList(suite string) ([]string, error) {
+	data, err := recipeFS.ReadFile("recipe/packages-" + suite + ".txt")
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for line := range strings.Lines(string(data)) {
+		line, _, _ = strings.Cut(line, "#")
+		out = append(out, strings.Fields(line)...)
+	}
+	return out, nil
+}
+
+// cmdline reads the recipe's kernel command line.
+func cmdline() (string, error) {
+	data, err := recipeFS.ReadFile("recipe/cmdline.txt")
+	return strings.TrimSpace(string(data)), err
+}
+
+func debianArch() string {
+	if runtime.GOARCH == "386" {
+		return "i386"
+	}
+	return runtime.GOARCH // amd64 and arm64 are called so by both
+}

@@ -1,0 +1,255 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/network"
+)
+
+// Error is a mistake in a configuration file, with its place.
+type Error struct {
+	File         string
+	Line, Column int    // from 1; 0 when the place is not known
+	Msg          string // what is wrong
+	Source       string // the offending line
+	hint         string
+}
+
+func (e *Error) Error() string {
+	if e.Line == 0 {
+		return fmt.Sprintf("%s: %s", e.File, e.Msg)
+	}
+	s := fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Msg)
+	if strings.TrimSpace(e.Source) != "" {
+		s += fmt.Sprintf("\n%5d | %s\n      | %s^", e.Line, e.Source, strings.Repeat(" ", max(e.Column-1, 0)))
+	}
+	return s
+}
+
+// Hint names the next step.
+func (e *Error) Hint() string { return e.hint }
+
+// Unwrap makes a mistake in the configuration a wrong use of the program.
+func (e *Error) Unwrap() error { return vm.ErrUsage }
+
+// Load reads and checks the configuration at path. The error of a
+// missing file satisfies errors.Is(err, fs.ErrNotExist).
+func Load(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	return Parse(filepath.Base(path), data)
+}
+
+// Default is what a project without agentvm.yaml gets.
+func Default() Config { return Config{Version: 1}.withDefaults() }
+
+// Parse reads a configuration strictly and fills in the defaults. Every
+// error is a *Error with file, line and column.
+func Parse(file string, data []byte) (Config, error) {
+	d := &document{file: file, lines: strings.Split(string(data), "\n")}
+	tree, err := parser.ParseBytes(data, 0)
+	if err != nil {
+		return Config{}, d.wrap(err)
+	}
+	d.tree = tree
+	if len(tree.Docs) == 0 || tree.Docs[0].Body == nil {
+		return Config{}, d.errorAt("", "the file is empty", "run agentvm init to write a commented one")
+	}
+	if len(tree.Docs) > 1 {
+		return Config{}, d.errorAt("", "the file has more than one document", "remove the --- separators")
+	}
+	var c Config
+	if err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(&c); err != nil {
+		return Config{}, d.wrap(err)
+	}
+	if err := d.check(c); err != nil {
+		return Config{}, err
+	}
+	return c.withDefaults(), nil
+}
+
+type document struct {
+	file  string
+	lines []string
+	tree  *ast.File
+}
+
+// wrap turns an error of the YAML library into one with a place and a hint.
+func (d *document) wrap(err error) error {
+	var ye yaml.Error
+	if !errors.As(err, &ye) {
+		return &Error{File: d.file, Msg: err.Error()}
+	}
+	msg, hint := ye.GetMessage(), ""
+	var unknown *yaml.UnknownFieldError
+	var typ *yaml.TypeError
+	switch {
+	case errors.As(err, &unknown):
+		key := strings.Trim(strings.TrimPrefix(msg, "unknown field "), `"`)
+		msg = fmt.Sprintf("unknown key %q", key)
+		if near := vm.Nearest(key, configKeys(reflect.TypeFor[Config]())); near != "" {
+			hint = fmt.Sprintf("did you mean %q?", near)
+		} else {
+			hint = "docs/configuration.md lists every key"
+		}
+	case errors.As(err, &typ):
+		msg = fmt.Sprintf("expected %s, found %s", yamlKind(typ.DstType), yamlKind(typ.SrcType))
+	}
+	return d.errorToken(ye.GetToken(), msg, hint)
+}
+
+func (d *document) errorToken(t *token.Token, msg, hint string) error {
+	e := &Error{File: d.file, Msg: msg, hint: hint}
+	if t != nil && t.Position != nil {
+		e.Line, e.Column = t.Position.Line, t.Position.Column
+		if e.Line >= 1 && e.Line <= len(d.lines) {
+			e.Source = strings.TrimRight(d.lines[e.Line-1], "\r")
+		}
+	}
+	return e
+}
+
+// errorAt points at the value at a YAML path such as "$.workspace.path".
+func (d *document) errorAt(path, msg, hint string) error {
+	if path != "" && d.tree != nil {
+		if yp, err := yaml.PathString(path); err == nil {
+			if n, err := yp.FilterFile(d.tree); err == nil && n != nil {
+				return d.errorToken(n.GetToken(), msg, hint)
+			}
+		}
+	}
+	return &Error{File: d.file, Msg: msg, hint: hint}
+}
+
+var (
+	envNameRE     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	packageRE     = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
+	npmRE         = regexp.MustCompile(`^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*@[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]*$`)
+	serviceNameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
+)
+
+// check finds impossible values, each with its place.
+func (d *document) check(c Config) error {
+	type rule struct {
+		ok              bool
+		path, msg, hint string
+	}
+	r, w := c.Resources, c.Workspace
+	rules := []rule{
+		{c.Version == 1, "$.version", fmt.Sprintf("version %d is not known", c.Version), "this agentvm reads version: 1"},
+		{c.Name == "" || vm.ValidName(c.Name) == nil, "$.name", fmt.Sprint(vm.ValidName(c.Name)), ""},
+		{r.CPUs >= 0 && r.CPUs <= maxCPUs, "$.resources.cpus", fmt.Sprintf("cpus must be 1 to %d", maxCPUs), ""},
+		{r.Memory == 0 || r.Memory >= minMemory, "$.resources.memory", fmt.Sprintf("memory must be at least %v", minMemory), ""},
+		{r.Memory%(1<<20) == 0, "$.resources.memory", "memory must be a whole number of MiB", ""},
+		{r.Disk == 0 || r.Disk >= minDisk, "$.resources.disk", fmt.Sprintf("disk must be at least %v", minDisk), ""},
+		{c.Firmware == "" || c.Firmware == vm.FirmwareBIOS || c.Firmware == vm.FirmwareUEFI, "$.firmware", fmt.Sprintf("firmware %q is not known", c.Firmware), "use bios or uefi"},
+		{slices.Contains([]string{"", "copy", "credentials", "none"}, c.Agent.Config), "$.agent.config", fmt.Sprintf("config %q is not known", c.Agent.Config), "use copy, credentials or none"},
+		{w.Mount == "" || goodMountPoint(w.Mount), "$.workspace.mount", fmt.Sprintf("mount %q is not an absolute path below /", w.Mount), "for example /workspace"},
+	}
+	for i, path := range w.Protect {
+		rules = append(rules, rule{filepath.IsLocal(path), fmt.Sprintf("$.workspace.protect[%d]", i), fmt.Sprintf("%q leaves the workspace", path), "paths are relative to the workspace"})
+	}
+	for i, path := range w.Hide {
+		rules = append(rules, rule{filepath.IsLocal(path), fmt.Sprintf("$.workspace.hide[%d]", i), fmt.Sprintf("%q leaves the workspace", path), "paths are relative to the workspace"})
+	}
+	seen := map[string]bool{w.Mount: w.Mount != "", DefaultMount: w.Mount == ""}
+	for i, m := range c.Mounts {
+		at := fmt.Sprintf("$.mounts[%d]", i)
+		rules = append(rules,
+			rule{m.Source != "", at, "a mount needs a source", "source: a directory of the host"},
+			rule{goodMountPoint(m.Target), at + ".target", fmt.Sprintf("target %q is not an absolute path below /", m.Target), "~ is the agent's home in the machine"},
+			rule{!seen[m.Target], at + ".target", fmt.Sprintf("target %q is used twice", m.Target), ""})
+		seen[m.Target] = true
+	}
+	for i, pkg := range c.Provision.Packages {
+		rules = append(rules, rule{packageRE.MatchString(pkg), fmt.Sprintf("$.provision.packages[%d]", i), fmt.Sprintf("%q is not a package name", pkg), ""})
+	}
+	for i, pkg := range c.Provision.NPM {
+		rules = append(rules, rule{npmRE.MatchString(pkg), fmt.Sprintf("$.provision.npm[%d]", i), fmt.Sprintf("%q does not name an exact version", pkg), "write name@1.2.3, so that everyone gets the same"})
+	}
+	for i, allow := range c.Network.Allow {
+		_, err := network.ParseRule(allow)
+		rules = append(rules, rule{err == nil, fmt.Sprintf("$.network.allow[%d]", i), fmt.Sprint(err), ""})
+	}
+	for i, s := range c.Network.Services {
+		at := fmt.Sprintf("$.network.services[%d]", i)
+		_, _, err := net.SplitHostPort(s.Target)
+		rules = append(rules,
+			rule{serviceNameRE.MatchString(s.Name), at + ".name", fmt.Sprintf("%q is not a host name", s.Name), ""},
+			rule{s.Port >= 1 && s.Port <= 65535, at + ".port", "port must be 1 to 65535", ""},
+			rule{err == nil, at + ".target", fmt.Sprint(err), "write host:port, for example 127.0.0.1:8080"})
+	}
+	for i, name := range c.Agent.Env {
+		rules = append(rules, rule{envNameRE.MatchString(name), fmt.Sprintf("$.agent.env[%d]", i), fmt.Sprintf("%q is not a variable's name", name), "list names only; values come from your environment"})
+	}
+	for name := range c.Env {
+		rules = append(rules, rule{envNameRE.MatchString(name), "$.env", fmt.Sprintf("%q is not a variable's name", name), ""})
+	}
+	for _, r := range rules {
+		if !r.ok {
+			return d.errorAt(r.path, r.msg, r.hint)
+		}
+	}
+	return nil
+}
+
+// goodMountPoint accepts an absolute, clean path other than /, or one in the agent's home.
+func goodMountPoint(path string) bool {
+	if rest, ok := strings.CutPrefix(path, "~/"); ok {
+		path = "/home/agent/" + rest
+	}
+	return filepath.IsAbs(path) && filepath.Clean(path) == strings.TrimSuffix(path, "/") && path != "/" && !strings.ContainsAny(path, "\x00\n\t")
+}
+
+// configKeys collects every key that the configuration knows.
+func configKeys(t reflect.Type) []string {
+	for t.Kind() == reflect.Slice || t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	var keys []string
+	for f := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(f).Tag.Get("yaml"), ",")
+		keys = append(append(keys, name), configKeys(t.Field(f).Type)...)
+	}
+	return keys
+}
+
+// yamlKind names a Go type in the words of YAML.
+func yamlKind(t reflect.Type) string {
+	if t == nil {
+		return "something else"
+	}
+	switch t.Kind() {
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Map, reflect.Struct:
+		return "a mapping"
+	case reflect.String:
+		return "a text"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Float32, reflect.Float64, reflect.Int, reflect.Int64, reflect.Uint64, reflect.Uint:
+		return "a number"
+	}
+	return t.String()
+}

@@ -1,0 +1,170 @@
+// Package control is the conversation between the command line and the
+// supervisor of one virtual machine: HTTP and JSON over a unix socket that
+// only the instance's owner can reach. Commands inside the guest do not come
+// this way; they go through the SSH proxy beside it.
+package control
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// Socket names in an instance's run directory.
+const (
+	Socket    = "control.sock"
+	SSHSocket = "ssh.sock"
+)
+
+// ErrGone is returned when nobody answers on the socket.
+var ErrGone = errors.New("the supervisor does not answer")
+
+// Handler is what a supervisor offers.
+type Handler interface {
+	// Status returns the present status.
+	Status() instance.Status
+	// Watch sends every change from now on until ctx ends or the supervisor does.
+	Watch(ctx context.Context) <-chan instance.Status
+	// Stop ends the machine, in good order within the grace time, else by
+	// force, and returns when it is down.
+	Stop(ctx context.Context, grace time.Duration, reason string) error
+}
+
+// Serve answers on l until l is closed.
+func Serve(l net.Listener, h Handler) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, h.Status())
+	})
+	mux.HandleFunc("GET /v1/watch", func(w http.ResponseWriter, r *http.Request) {
+		changes := h.Watch(r.Context())
+		for s := range changes {
+			writeJSON(w, s)
+			if f, ok := w.(http.Flusher); ok {
+				f.Flush()
+			}
+		}
+	})
+	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
+		var req stopRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		// The machine goes down even when the one who asked goes away.
+		if err := h.Stop(context.WithoutCancel(r.Context()), req.Grace, req.Reason); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		writeJSON(w, h.Status())
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	if err := srv.Serve(l); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve control socket: %w", err)
+	}
+	return nil
+}
+
+type stopRequest struct {
+	Grace  time.Duration `json:"grace"`
+	Reason string        `json:"reason"`
+}
+
+func writeJSON(w io.Writer, v any) { _ = json.NewEncoder(w).Encode(v) }
+
+// Client talks to a supervisor.
+type Client struct{ http http.Client }
+
+// NewClient talks over the socket at path. It connects with the first call.
+func NewClient(path string) *Client {
+	return &Client{http: http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
+	}}}
+}
+
+// Status asks for the present status.
+func (c *Client) Status(ctx context.Context) (instance.Status, error) {
+	var s instance.Status
+	body, err := c.call(ctx, http.MethodGet, "/v1/status", nil)
+	if err != nil {
+		return s, err
+	}
+	defer body.Close()
+	return s, json.NewDecoder(body).Decode(&s)
+}
+
+// Watch calls each with the present status and then with every change, until
+// it returns false or the supervisor ends (nil), or ctx does.
+func (c *Client) Watch(ctx context.Context, each func(instance.Status) bool) error {
+	body, err := c.call(ctx, http.MethodGet, "/v1/watch", nil)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	lines := bufio.NewScanner(body)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var s instance.Status
+		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
+			return fmt.Errorf("watch the supervisor: %w", err)
+		}
+		if !each(s) {
+			return nil
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return nil // the supervisor ended; its last word is on disk
+}
+
+// Stop asks the supervisor to end the machine and waits until it has.
+func (c *Client) Stop(ctx context.Context, grace time.Duration, reason string) error {
+	data, err := json.Marshal(stopRequest{Grace: grace, Reason: reason})
+	if err != nil {
+		return err
+	}
+	body, err := c.call(ctx, http.MethodPost, "/v1/stop", data)
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}
+
+func (c *Client) call(ctx context.Context, method, path string, data []byte) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://supervisor"+path, bytes.NewReader(data))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, vm.Classify(vm.ErrTimeout, fmt.Errorf("ask the supervisor: %w", ctx.Err()))
+		}
+		var ue *url.Error
+		if errors.As(err, &ue) {
+			err = ue.Err
+		}
+		return nil, fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		msg, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+		return nil, errors.New(string(bytes.TrimSpace(msg)))
+	}
+	return resp.Body, nil
+}

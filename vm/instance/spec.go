@@ -1,0 +1,76 @@
+package instance
+
+import (
+	"time"
+
+	"github.com/agentvm/agentvm/vm"
+)
+
+// Format is the version of the files that this program writes. A higher one
+// on disk was written by a newer program and is left alone.
+const Format = 1
+
+// Spec is everything that a supervisor needs to run one instance. It is
+// decided once, by whoever creates or changes the instance, and only read by
+// the supervisor.
+type Spec struct {
+	Format    int       `json:"format"`
+	Name      string    `json:"name"`
+	ID        string    `json:"id"` // random UUID, also the SMBIOS UUID
+	Created   time.Time `json:"created"`
+	Workspace string    `json:"workspace"` // host directory
+	Config    string    `json:"config"`    // agentvm.yaml that it was made from; empty: defaults
+	Image     string    `json:"image"`     // catalogue name or file
+	ImageID   string    `json:"imageId"`   // content address in the image cache; empty for a file
+	Agent     string    `json:"agent"`
+
+	// BootTimeout bounds the time from QEMU's start to a usable guest.
+	BootTimeout time.Duration `json:"bootTimeout"`
+
+	Machine vm.Machine `json:"machine"`
+	Shares  []Share    `json:"shares"`
+	Network Network    `json:"network"`
+	Guest   Guest      `json:"guest"`
+}
+
+// Share is one host directory in the guest. Shares[0] is the workspace.
+type Share struct {
+	Tag      string   `json:"tag"`
+	Source   string   `json:"source"`
+	Target   string   `json:"target"`
+	ReadOnly bool     `json:"readOnly,omitempty"`
+	Protect  []string `json:"protect,omitempty"`
+	Hide     []string `json:"hide,omitempty"`
+	Owner    vm.Owner `json:"owner"` // of Source on the host
+}
+
+// Network is the egress policy.
+type Network struct {
+	Allow    []string  `json:"allow,omitempty"`
+	Services []Service `json:"services,omitempty"`
+}
+
+// Service is one host port that the guest may reach under a name.
+type Service struct {
+	Name   string `json:"name"`
+	Port   int    `json:"port"`
+	Target string `json:"target"`
+}
+
+// Guest is what happens inside before the instance counts as ready, and how
+// commands run.
+type Guest struct {
+	User      string            `json:"user"`
+	Home      string            `json:"home"`
+	Directory string            `json:"directory"` // where commands start
+	Env       map[string]string `json:"env,omitempty"`
+	Copies    []Copy            `json:"copies,omitempty"`
+	Run       []string          `json:"run,omitempty"` // shell commands, once per instance
+}
+
+// Copy is one host file or directory to put into the guest after boot: over
+// the connection, never in the seed, because it may hold a secret.
+type Copy struct {
+	Source string `json:"source"`
+	Target string `json:"target"`
+}

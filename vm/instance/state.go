@@ -1,0 +1,90 @@
+package instance
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/agentvm/agentvm/vm"
+)
+
+// State is where an instance is in its life.
+type State string
+
+// The states. Every wait in one of the passing states (starting, booting,
+// stopping) has a deadline and ends in one of the others, with a reason.
+const (
+	Starting State = "starting" // share, network and QEMU come up
+	Booting  State = "booting"  // QEMU runs; the guest is not usable yet
+	Ready    State = "ready"    // the guest said so over SSH, for this boot
+	Degraded State = "degraded" // usable, with something lost
+	Stopping State = "stopping"
+	Stopped  State = "stopped"
+	Failed   State = "failed"
+)
+
+// next lists the states that may follow each state.
+var next = map[State][]State{
+	Starting: {Booting, Stopping, Failed},
+	Booting:  {Ready, Degraded, Stopping, Stopped, Failed},
+	Ready:    {Booting, Degraded, Stopping, Stopped, Failed},
+	Degraded: {Booting, Ready, Degraded, Stopping, Stopped, Failed},
+	Stopping: {Stopped, Failed},
+	Stopped:  {Starting},
+	Failed:   {Starting},
+}
+
+// Live reports whether a supervisor stands behind the state.
+func (s State) Live() bool { return s != Stopped && s != Failed && s != "" }
+
+// Usable reports whether commands can run in the guest.
+func (s State) Usable() bool { return s == Ready || s == Degraded }
+
+// Status is what is known of an instance now. The supervisor writes it; the
+// next command corrects it when the supervisor could not.
+type Status struct {
+	Format     int                  `json:"format"`
+	State      State                `json:"state"`
+	Reason     string               `json:"reason,omitempty"`
+	Since      time.Time            `json:"since"`
+	HostBoot   string               `json:"hostBoot"` // boot_id of the host
+	Supervisor vm.ProcID            `json:"supervisor"`
+	Children   map[string]vm.ProcID `json:"children,omitempty"`
+	Warnings   []string             `json:"warnings,omitempty"`
+	Phases     []Phase              `json:"phases,omitempty"`
+	// Lost maps mount points of shares that are gone to why. Programs that
+	// touch them hang in the guest.
+	Lost map[string]string `json:"lost,omitempty"`
+	// Console holds the guest's last console lines when a boot failed.
+	Console []string `json:"console,omitempty"`
+	// Provisioned is set once the commands of provision.run have succeeded.
+	Provisioned bool `json:"provisioned,omitempty"`
+}
+
+// Phase is one stretch of a start-up.
+type Phase struct {
+	Name  string        `json:"name"`
+	Took  time.Duration `json:"took"` // nanoseconds
+	Start time.Time     `json:"start"`
+}
+
+// To moves the status to another state. It returns an error when the state
+// machine has no such step: that is a defect of the caller, not of the world.
+func (s *Status) To(state State, reason string) error {
+	if s.State != "" && !slices.Contains(next[s.State], state) {
+		return fmt.Errorf("no step from state %s to %s", s.State, state)
+	}
+	s.State, s.Reason, s.Since = state, reason, time.Now()
+	return nil
+}
+
+// LostShare says why the share that a guest directory lies in is gone, or "".
+func (s Status) LostShare(dir string) string {
+	for target, why := range s.Lost {
+		if dir == target || strings.HasPrefix(dir, target+"/") {
+			return why
+		}
+	}
+	return ""
+}

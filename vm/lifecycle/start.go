@@ -1,0 +1,163 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/control"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// SupervisorLog is the supervisor's own log in the instance's directory.
+const SupervisorLog = "supervisor.log"
+
+// Waits of a start. The supervisor bounds the boot itself; these bound the
+// supervisor.
+const (
+	socketTimeout = 15 * time.Second
+	stopSlack     = 15 * time.Second // beyond the grace time, for taking down
+)
+
+// StartError is a machine that did not come up.
+type StartError struct {
+	Name    string
+	Reason  string
+	Console []string // the guest's last lines
+}
+
+func (e *StartError) Error() string {
+	s := fmt.Sprintf("%q did not start: %s", e.Name, e.Reason)
+	if len(e.Console) > 0 {
+		s += "\nthe guest's last console lines:\n  " + strings.Join(e.Console, "\n  ")
+	}
+	return s
+}
+
+// Hint names the next step.
+func (e *StartError) Hint() string { return "agentvm logs " + e.Name + " shows more" }
+
+// start spawns the supervisor and waits until the machine is usable. When ctx
+// ends before that, the machine is ended too.
+func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec instance.Spec, report Report) (instance.Status, error) {
+	if err := ctx.Err(); err != nil {
+		return instance.Status{}, err
+	}
+	log, err := os.OpenFile(inst.Path(SupervisorLog), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return instance.Status{}, fmt.Errorf("start the supervisor: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command(m.Executable, "supervise", inst.Name)
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's Ctrl-C is for us alone
+	if err := cmd.Start(); err != nil {
+		return instance.Status{}, fmt.Errorf("start the supervisor: %w", err)
+	}
+	exited := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(exited) }()
+	if err := awaitSupervisor(ctx, inst, spec, exited); err != nil {
+		// Without its socket there is no better way to tell it; SIGTERM makes
+		// it take everything down.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-exited:
+		case <-time.After(stopSlack):
+			_ = cmd.Process.Kill()
+			<-exited
+		}
+		if ctx.Err() != nil {
+			return instance.Status{}, err
+		}
+		return failure(inst, err)
+	}
+	status, err := m.await(ctx, inst, spec, report)
+	if ctx.Err() != nil {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopSlack)
+		defer cancel()
+		_ = m.client(inst, spec).Stop(stop, 0, "interrupted while starting")
+		select {
+		case <-exited:
+		case <-stop.Done():
+			_ = cmd.Process.Kill()
+			<-exited
+		}
+		return status, ctx.Err()
+	}
+	return status, err
+}
+
+func (m *Manager) client(inst *instance.Instance, spec instance.Spec) *control.Client {
+	return control.NewClient(filepath.Join(inst.RunDir(spec.ID), control.Socket))
+}
+
+// awaitSupervisor waits until the supervisor answers, or has ended.
+func awaitSupervisor(ctx context.Context, inst *instance.Instance, spec instance.Spec, exited <-chan struct{}) error {
+	c := control.NewClient(filepath.Join(inst.RunDir(spec.ID), control.Socket))
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(socketTimeout)
+	for {
+		if _, err := c.Status(ctx); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-exited:
+			return errors.New("the supervisor ended at once")
+		case <-deadline:
+			return vm.Classify(vm.ErrTimeout, errors.New("the supervisor does not answer"))
+		case <-tick.C:
+		}
+	}
+}
+
+// await follows a machine until it is usable or has ended.
+func (m *Manager) await(ctx context.Context, inst *instance.Instance, spec instance.Spec, report Report) (instance.Status, error) {
+	var last instance.Status
+	err := m.client(inst, spec).Watch(ctx, func(s instance.Status) bool {
+		last = s
+		report.State(s)
+		return !s.State.Usable() && s.State.Live()
+	})
+	if err != nil && (ctx.Err() != nil || !errors.Is(err, control.ErrGone)) {
+		return last, err
+	}
+	if last.State.Usable() {
+		return last, nil
+	}
+	return failure(inst, nil)
+}
+
+// failure turns what the supervisor left behind into an error.
+func failure(inst *instance.Instance, err error) (instance.Status, error) {
+	s, statusErr := inst.Status()
+	if statusErr != nil {
+		return s, statusErr
+	}
+	if s.State.Usable() {
+		return s, nil
+	}
+	reason := s.Reason
+	if err != nil && s.State != instance.Failed {
+		reason = err.Error()
+		if tail, _ := os.ReadFile(inst.Path(SupervisorLog)); len(tail) > 0 {
+			reason += ": " + lastLines(string(tail), 5)
+		}
+	}
+	return s, &StartError{Name: inst.Name, Reason: reason, Console: s.Console}
+}
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

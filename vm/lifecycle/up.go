@@ -1,0 +1,286 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/agentvm/agentvm/cloudinit"
+	"github.com/agentvm/agentvm/images"
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/agent"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// Manager does what the commands ask for.
+type Manager struct {
+	Store  instance.Store
+	Agents *agent.Set
+	Images func() (*images.Cache, error) // opened when first needed
+	// Accel finds how the guest can run here; img may give a kernel to try it with.
+	Accel func(ctx context.Context, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error)
+	// Executable is this program, started again as the supervisor.
+	Executable string
+	Home       string
+	Getenv     func(string) string
+}
+
+// UpOptions are the wishes of one `up`.
+type UpOptions struct {
+	Name      string // empty: found or made from the workspace
+	AllowWide bool   // share / or a home directory all the same
+	Recreate  bool   // a new root disk
+	DryRun    bool   // decide, and act on nothing but image builds
+}
+
+// Report follows an `up`. Build gets the progress of image builds.
+type Report interface {
+	images.Progress
+	Note(format string, args ...any) // one line that the user should read
+	State(instance.Status)
+}
+
+// Result is what `up` found or made.
+type Result struct {
+	Instance *instance.Instance
+	Spec     instance.Spec
+	Status   instance.Status
+	Already  bool // it was running before
+	Created  bool
+}
+
+// Up makes sure that the project's machine runs and is ready.
+func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Report) (_ Result, err error) {
+	ws, err := CheckDirectory(p.Workspace(), m.Home, opt.AllowWide)
+	if err != nil {
+		return Result{}, err
+	}
+	inst, created, err := m.claim(p, ws, opt)
+	if err != nil {
+		return Result{}, err
+	}
+	release, err := inst.Lock(ctx, func() { report.Note("another command works on %q; waiting for it", inst.Name) })
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // the other command deleted it
+			return m.Up(ctx, p, opt, report)
+		}
+		return Result{}, err
+	}
+	defer release()
+	if _, err := inst.Spec(); err == nil {
+		created = false // made meanwhile by the command that was waited for
+	}
+	if created {
+		defer func() {
+			if err != nil || opt.DryRun {
+				_ = inst.Remove()
+			}
+		}()
+	}
+	old, oldErr := inst.Spec()
+	if oldErr != nil && !created && !errors.Is(oldErr, fs.ErrNotExist) {
+		return Result{}, oldErr
+	}
+	status, err := inst.Status()
+	if err != nil {
+		return Result{}, err
+	}
+	if status.State == instance.Failed && status.Reason != "" && !created {
+		report.Note("the last run of %q failed: %s", inst.Name, status.Reason)
+	}
+	spec, prepareFiles, err := m.plan(ctx, p, ws, inst, old, opt, report)
+	if err != nil {
+		return Result{}, err
+	}
+	res := Result{Instance: inst, Spec: spec, Status: status, Created: created}
+	if opt.DryRun {
+		return res, nil
+	}
+	if status.State.Live() {
+		return m.join(ctx, res, old, report)
+	}
+	if err := checkMemory(spec.Machine.Memory); err != nil {
+		return Result{}, err
+	}
+	if err := prepareFiles(); err != nil {
+		return Result{}, err
+	}
+	if err := inst.WriteSpec(spec); err != nil {
+		return Result{}, err
+	}
+	res.Status, err = m.start(ctx, inst, spec, report)
+	return res, err
+}
+
+// join waits for a machine that already runs or starts.
+func (m *Manager) join(ctx context.Context, res Result, old instance.Spec, report Report) (Result, error) {
+	res.Already = true
+	if !sameMachine(old, res.Spec) {
+		report.Note("the configuration has changed since %q started; agentvm restart applies it", res.Instance.Name)
+	}
+	res.Spec = old
+	var err error
+	res.Status, err = m.await(ctx, res.Instance, old, report)
+	return res, err
+}
+
+// sameMachine reports whether two specs run the same thing.
+func sameMachine(a, b instance.Spec) bool {
+	a.Format, b.Format = 0, 0
+	a.Created, b.Created = time.Time{}, time.Time{}
+	return reflect.DeepEqual(a, b)
+}
+
+// claim finds the workspace's instance, or makes an empty one.
+func (m *Manager) claim(p Project, ws Directory, opt UpOptions) (inst *instance.Instance, created bool, err error) {
+	name := opt.Name
+	if name == "" {
+		name = p.Config.Name
+	}
+	if name == "" {
+		mine, err := m.Store.ForWorkspace(ws.Path)
+		if err != nil {
+			return nil, false, err
+		}
+		if len(mine) == 1 {
+			return mine[0], false, nil
+		}
+		if len(mine) > 1 {
+			return nil, false, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%d machines share %s: %s", len(mine), ws.Path, namesOf(mine))), "choose one with --name")
+		}
+		base := vm.NameFor(ws.Path)
+		for i := 1; ; i++ {
+			name = base
+			if i > 1 {
+				name = fmt.Sprintf("%s-%d", base, i)
+			}
+			inst, err := m.Store.Create(name)
+			if err == nil {
+				return inst, true, nil
+			}
+			if !errors.Is(err, fs.ErrExist) {
+				return nil, false, err
+			}
+			if inst, err := m.Store.Get(name); err == nil {
+				if _, err := inst.Spec(); errors.Is(err, fs.ErrNotExist) {
+					return inst, true, nil // being made at this moment, or left half made by a crash
+				}
+			}
+		}
+	}
+	inst, err = m.Store.Create(name)
+	if !errors.Is(err, fs.ErrExist) {
+		return inst, true, err
+	}
+	if inst, err = m.Store.Get(name); err != nil {
+		return nil, false, err
+	}
+	spec, err := inst.Spec()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return inst, true, nil
+	case err != nil:
+		return nil, false, err
+	case spec.Workspace != ws.Path:
+		return nil, false, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("the name %q is taken by the machine of %s", name, spec.Workspace)),
+			"choose another with --name, or delete that one: agentvm down "+name)
+	}
+	return inst, false, nil
+}
+
+func namesOf(list []*instance.Instance) string {
+	var names []string
+	for _, i := range list {
+		names = append(names, i.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// plan decides what to run, building the image when it is lacking, and
+// returns the act that makes the instance's files.
+func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *instance.Instance, old instance.Spec, opt UpOptions, report Report) (instance.Spec, func() error, error) {
+	fail := func(err error) (instance.Spec, func() error, error) { return instance.Spec{}, nil, err }
+	profile, err := m.Agents.Get(p.Config.Agent.Use)
+	if err != nil {
+		return fail(err)
+	}
+	in := Inputs{Name: inst.Name, ID: old.ID, Created: old.Created, Project: p, Workspace: ws, Profile: profile, Dir: inst.Dir}
+	for _, mount := range p.Config.Mounts {
+		d, err := CheckDirectory(absolute(p.Dir, m.Home, mount.Source), m.Home, opt.AllowWide)
+		if err != nil {
+			return fail(fmt.Errorf("mount %s: %w", mount.Target, err))
+		}
+		in.Mounts = append(in.Mounts, d)
+	}
+	if in.ID == "" {
+		in.ID, in.Created = uuid.NewString(), time.Now().UTC().Truncate(time.Second)
+	}
+	in.Run = inst.RunDir(in.ID)
+	if in.Image, err = m.image(ctx, p, profile, old, opt, report); err != nil {
+		return fail(err)
+	}
+	in.Host = Host{UID: os.Getuid(), GID: os.Getgid(), Home: m.Home, AgentConfig: m.agentConfig(profile, p.Config.Agent.Config == "credentials")}
+	var why string
+	if in.Host.Accel, why, err = m.Accel(ctx, in.Image, in.Host.runAs(in.ID)); err != nil {
+		return fail(err)
+	}
+	if in.Host.Accel == vm.AccelTCG {
+		report.Note("WARNING: no usable KVM (%s): the guest is emulated, which is slow, and QEMU does not promise isolation for emulated guests", why)
+	}
+	spec := Resolve(in)
+	return spec, func() error {
+		if opt.Recreate || old.ImageID != spec.ImageID {
+			if err := os.Remove(inst.Path(OverlayFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("remove the old root disk: %w", err)
+			}
+		}
+		facts := cloudinit.HostProbe().Facts(ctx)
+		git := facts.Git
+		if g := p.Config.Git; g.Name != "" || g.Email != "" {
+			git.Name, git.Email = g.Name, g.Email
+		}
+		return prepare(ctx, inst, spec, in.Image, int64(p.Config.Resources.Disk), facts, git)
+	}, nil
+}
+
+// image finds or builds the image. An instance keeps the one that its disk
+// lies on, until it is recreated: a new base below an old overlay would tear
+// the guest's file system apart.
+func (m *Manager) image(ctx context.Context, p Project, profile agent.Profile, old instance.Spec, opt UpOptions, report Report) (*images.Image, error) {
+	cache, err := m.Images()
+	if err != nil {
+		return nil, err
+	}
+	want := ImageSpec(p, m.Home, profile)
+	if old.ImageID == "" || opt.Recreate {
+		return cache.Ensure(ctx, want, report)
+	}
+	if img, err := cache.Find(ctx, want); err == nil && img.ID == old.ImageID {
+		return img, nil
+	}
+	kept, err := cache.Get(old.ImageID)
+	if err != nil {
+		return nil, vm.WithHint(fmt.Errorf("the image below the machine's disk: %w", err), "agentvm up --recreate gives it a new disk; the workspace is kept")
+	}
+	report.Note("the environment has changed, and this machine keeps its disk; agentvm up --recreate gives it a new one (the workspace is kept)")
+	return kept, nil
+}
+
+// agentConfig lists the profile's configuration paths that the host has.
+// Those with credentials go along only when the project asks for it.
+func (m *Manager) agentConfig(profile agent.Profile, credentials bool) []string {
+	var have []string
+	for _, c := range profile.Config {
+		if _, err := os.Stat(absolute("/", m.Home, c.Path)); err == nil && (credentials || !c.Secret) {
+			have = append(have, c.Path)
+		}
+	}
+	return have
+}

@@ -1,0 +1,111 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/agentvm/agentvm/vm"
+)
+
+func TestHasVirtFlag(t *testing.T) {
+	for info, want := range map[string]bool{
+		"processor\t: 0\nflags\t\t: fpu vmx sse\n": true,
+		"processor\t: 0\nflags\t\t: fpu svm\n":     true,
+		"flags\t\t: fpu sse\nvmx flags\t: ept\n":   false,
+		"model name\t: vmx svm\nflags\t\t: fpu\n":  false,
+		"": false,
+	} {
+		if got := hasVirtFlag([]byte(info)); got != want {
+			t.Errorf("%q: %v", info, got)
+		}
+	}
+}
+
+func TestNoKVMInQEMU(t *testing.T) {
+	v, err := ProbeAccel(t.Context(), AccelProbe{Caps: Caps{Binary: "/usr/bin/q", Accels: []Accel{vm.AccelTCG}}})
+	if err != nil || v.Accel != vm.AccelTCG || v.Reason != "kvm: /usr/bin/q was built without it: using emulation" {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+func TestAccelVerdictIsCached(t *testing.T) {
+	if f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0); err != nil {
+		t.Skip("without a /dev/kvm that opens there is nothing to cache")
+	} else {
+		f.Close()
+	}
+	p := AccelProbe{Caps: Caps{Build: "b", Accels: []Accel{vm.AccelKVM}}, CacheDir: t.TempDir()}
+	writeCache(cacheFile(p.CacheDir, "accel", p.key()), AccelVerdict{Accel: vm.AccelKVM, Reason: "r"})
+	v, err := ProbeAccel(t.Context(), p)
+	if err != nil || !v.Cached || v.Reason != "r" {
+		t.Errorf("%+v, %v", v, err)
+	}
+	other := p
+	other.Caps.Build = "c"
+	if other.key() == p.key() {
+		t.Error("another build shares the verdict")
+	}
+}
+
+// A guest that never says anything is a bootError with a reason, not a hang.
+func TestBootStallIsNoticed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes as long as a stall")
+	}
+	caps := realCaps(t)
+	err := tryBoot(t.Context(), emptyMachine(""), caps, nil, "-S")
+	var failed *bootError
+	if !errors.As(err, &failed) || !strings.Contains(err.Error(), "hangs before it says anything") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestBootInterrupted(t *testing.T) {
+	caps := realCaps(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := tryBoot(ctx, emptyMachine(""), caps, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// testKernel finds a Linux kernel that the tests may boot.
+func testKernel(t *testing.T) string {
+	t.Helper()
+	if k := os.Getenv("AGENTVM_TEST_KERNEL"); k != "" {
+		return k
+	}
+	found, _ := filepath.Glob("/boot/vmlinuz-*")
+	for _, k := range found {
+		if f, err := os.Open(k); err == nil {
+			f.Close()
+			return k
+		}
+	}
+	t.Skip("no kernel to boot: set AGENTVM_TEST_KERNEL to a Linux bzImage")
+	return ""
+}
+
+func TestKernelBoots(t *testing.T) {
+	caps := realCaps(t)
+	m := emptyMachine("")
+	m.CPUs, m.Memory = 2, 256<<20
+	m.Boot = vm.Boot{Kernel: testKernel(t), Cmdline: "console=ttyS0 panic=-1"}
+	if err := tryBoot(t.Context(), m, caps, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestProbeAccelForReal(t *testing.T) {
+	caps := realCaps(t)
+	p := AccelProbe{Caps: caps, Kernel: testKernel(t), CacheDir: t.TempDir()}
+	v, err := ProbeAccel(t.Context(), p)
+	if err != nil || v.Accel == "" || v.Reason == "" {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	t.Logf("%+v", v)
+}

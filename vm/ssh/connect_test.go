@@ -1,0 +1,149 @@
+package ssh
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestConnectPinsTheHostKey(t *testing.T) {
+	g := newGuest(t)
+	cfg := g.config()
+	cfg.HostKey = g.key.PublicKey()
+	start := time.Now()
+	_, err := Connect(timeout(t, 20*time.Second), g.dial, cfg)
+	if !errors.Is(err, ErrHostKey) {
+		t.Errorf("got %v", err)
+	}
+	if time.Since(start) > 10*time.Second {
+		t.Error("it was retried")
+	}
+	socket, _ := g.proxy(Proxy{})
+	if _, err := DialProxy(timeout(t, 5*time.Second), socket, g.key.PublicKey()); !errors.Is(err, ErrHostKey) {
+		t.Errorf("proxy: got %v", err)
+	}
+}
+
+func TestConnectRetriesWhileTheGuestBoots(t *testing.T) {
+	g := newGuest(t)
+	var attempts, retries atomic.Int32
+	cfg := g.config()
+	cfg.Attempt = 5 * time.Second
+	cfg.OnRetry = func(error) { retries.Add(1) }
+	c, err := Connect(timeout(t, 20*time.Second), func(ctx context.Context) (net.Conn, error) {
+		switch n := attempts.Add(1); n {
+		case 1:
+			return nil, errors.New("connection refused")
+		case 2: // a port that accepts and closes
+			a, b := net.Pipe()
+			b.Close()
+			return a, nil
+		}
+		return g.dial(ctx)
+	}, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if attempts.Load() != 3 || retries.Load() != 2 {
+		t.Errorf("%d attempts, %d retries", attempts.Load(), retries.Load())
+	}
+	if !errors.Is(c.Err(), ErrClosed) {
+		t.Errorf("got %v", c.Err())
+	}
+}
+
+func TestConnectTellsTheLastError(t *testing.T) {
+	g := newGuest(t)
+	other, _ := newKey(t)
+	cfg := g.config()
+	cfg.Key = other
+	_, err := Connect(timeout(t, 3*time.Second), g.dial, cfg)
+	if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrAuth) {
+		t.Errorf("wrong key: got %v", err)
+	}
+	silent := func(context.Context) (net.Conn, error) {
+		a, b := net.Pipe()
+		t.Cleanup(func() { b.Close() })
+		return a, nil
+	}
+	_, err = Connect(timeout(t, 200*time.Millisecond), silent, g.config())
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("silent guest: got %v", err)
+	}
+}
+
+// frozen is a connection through which nothing comes any more once frozen.
+type frozen struct {
+	net.Conn
+	stop chan struct{}
+}
+
+func (f *frozen) Read(p []byte) (int, error) {
+	n, err := f.Conn.Read(p)
+	select {
+	case <-f.stop:
+		for { // swallow the answers
+			if _, err := f.Conn.Read(p); err != nil {
+				return 0, err
+			}
+		}
+	default:
+		return n, err
+	}
+}
+
+func TestKeepAliveNoticesAHungGuest(t *testing.T) {
+	g := newGuest(t)
+	stop := make(chan struct{})
+	cfg := g.config()
+	cfg.KeepAlive, cfg.KeepAliveTimeout = 20*time.Millisecond, 300*time.Millisecond
+	c, err := Connect(timeout(t, 20*time.Second), func(ctx context.Context) (net.Conn, error) {
+		nc, err := g.dial(ctx)
+		return &frozen{nc, stop}, err
+	}, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	time.Sleep(500 * time.Millisecond)
+	if c.Err() != nil {
+		t.Fatalf("a live guest is thought to hang: %v", c.Err())
+	}
+	close(stop)
+	select {
+	case <-c.Done():
+	case <-time.After(5 * time.Second):
+		t.Fatal("not noticed")
+	}
+	if !errors.Is(c.Err(), ErrHung) || !errors.Is(c.Err(), ErrConnection) {
+		t.Errorf("got %v", c.Err())
+	}
+}
+
+func TestLinkConnectsAgain(t *testing.T) {
+	g := newGuest(t)
+	link := NewLink(g.dial, g.config())
+	ctx := timeout(t, 20*time.Second)
+	first, err := link.Client(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := link.Client(ctx); again != first {
+		t.Error("a second connection although the first one lives")
+	}
+	g.kill()
+	<-first.Done()
+	second, err := link.Client(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	output(t, second, Command{Argv: []string{"true"}})
+	link.Close()
+	if _, err := link.Client(ctx); !errors.Is(err, ErrClosed) || second.Err() == nil {
+		t.Errorf("after close: %v, %v", err, second.Err())
+	}
+}

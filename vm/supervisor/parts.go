@@ -1,0 +1,62 @@
+package supervisor
+
+import (
+	"context"
+	"io"
+	"net"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// Parts starts the pieces of a machine. Wire gives the real ones; tests give
+// pieces that die on command.
+type Parts interface {
+	// Network listens on socket for the guest's frames.
+	Network(ctx context.Context, spec instance.Spec, socket, log string) (Network, error)
+	// Share serves one directory on socket.
+	Share(ctx context.Context, spec instance.Spec, s instance.Share, socket, log string) (Share, error)
+	// Machine starts the machine's process, with its control channel open.
+	Machine(ctx context.Context, m vm.Machine, log string) (Machine, error)
+	// Guest logs in, trying again until ctx ends.
+	Guest(ctx context.Context, inst *instance.Instance, spec instance.Spec, dial Dialer) (Guest, error)
+}
+
+// Dialer connects to a TCP port of the guest.
+type Dialer func(ctx context.Context, port int) (net.Conn, error)
+
+// Network is the userland network of one machine.
+type Network interface {
+	Dial(ctx context.Context, port int) (net.Conn, error)
+	Close() error
+}
+
+// Share is one running virtiofs server.
+type Share interface {
+	Done() <-chan struct{}
+	Err() error // why it ended; valid after Done
+	Stop() error
+	Process() vm.ProcID
+}
+
+// Machine is one running virtual machine.
+type Machine interface {
+	Done() <-chan struct{}
+	Err() error // why it ended; nil for a shutdown asked for by the guest or by us
+	Powerdown(ctx context.Context) error
+	Kill() error
+	Process() vm.ProcID
+}
+
+// Guest is the one open connection into the guest.
+type Guest interface {
+	Done() <-chan struct{}
+	Err() error
+	// Run runs a shell script and returns its exit code.
+	Run(ctx context.Context, script string, out io.Writer) (int, error)
+	// Copy puts a host file or directory into the guest.
+	Copy(ctx context.Context, src, dst string) error
+	// Serve proxies SSH clients of l onto the connection until the guest is gone or l is closed.
+	Serve(l net.Listener) error
+	Close() error
+}

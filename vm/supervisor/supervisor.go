@@ -1,0 +1,395 @@
+// Package supervisor is the process behind one running virtual machine. It
+// owns everything that must die with the machine: the network, the shares,
+// QEMU and the SSH connection.
+//
+// It promises that every wait ends; that whatever ends a life ends in a state
+// with a reason; and that afterwards no process, socket or directory of the
+// running machine is left. Should the supervisor itself be killed, the kernel
+// kills its children, and the next command records what happened.
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/control"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// Supervisor runs one instance, once.
+type Supervisor struct {
+	inst  *instance.Instance
+	spec  instance.Spec
+	parts Parts
+	log   *slog.Logger
+	run   string // directory of sockets
+
+	cancel context.CancelCauseFunc // ends the life, with why
+	ended  chan struct{}           // closed when everything is down
+
+	mu       sync.Mutex
+	status   instance.Status
+	watchers map[chan instance.Status]struct{}
+	guest    Guest // nil while there is no connection
+
+	// Owned by Run's goroutine.
+	network Network
+	shares  []Share
+	lost    chan lostShare // holds one for each share
+	machine Machine
+	control net.Listener
+	ssh     net.Listener
+	began   time.Time // of the phase under way
+}
+
+// stopRequest is the cause of a life ended on request.
+type stopRequest struct {
+	grace  time.Duration
+	reason string
+}
+
+func (r stopRequest) Error() string { return r.reason }
+
+// Defaults of the waits.
+const (
+	defaultGrace = 20 * time.Second
+	earlyGrace   = 3 * time.Second
+	reapTimeout  = 5 * time.Second
+)
+
+// Run brings the instance to life and returns when it has ended. Its error is
+// the one that the status file gives as the reason of a failure. Cancelling
+// ctx stops the machine in good order.
+func Run(ctx context.Context, inst *instance.Instance, parts Parts, log *slog.Logger) error {
+	release, err := inst.LockLive()
+	if err != nil {
+		return err
+	}
+	defer release()
+	s := &Supervisor{inst: inst, parts: parts, log: log, ended: make(chan struct{}), watchers: map[chan instance.Status]struct{}{}}
+	if err := s.begin(); err != nil {
+		s.fail(err)
+		return err
+	}
+	// The life outlives ctx: its end is a request to stop.
+	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	s.cancel = cancel
+	defer cancel(nil)
+	unhook := context.AfterFunc(ctx, func() { cancel(stopRequest{defaultGrace, "the supervisor was asked to end"}) })
+	defer unhook()
+
+	if s.control, err = s.listen(control.Socket); err != nil {
+		s.fail(err)
+		return err
+	}
+	served := make(chan error, 1)
+	go func() { served <- control.Serve(s.control, s) }()
+
+	err = s.start(life)
+	if err == nil {
+		err = s.live(life)
+	}
+	err = s.end(err)
+	close(s.ended)
+	s.closeWatchers()
+	// Answers under way (the stop request's own) are given before the socket goes.
+	time.Sleep(50 * time.Millisecond)
+	s.control.Close()
+	<-served
+	if rmErr := os.RemoveAll(s.run); rmErr != nil {
+		log.Error("remove sockets", "error", rmErr)
+	}
+	return err
+}
+
+// begin reads what to run and takes possession of the status.
+func (s *Supervisor) begin() error {
+	old, err := s.inst.Status()
+	if err != nil {
+		return err
+	}
+	if s.spec, err = s.inst.Spec(); err != nil {
+		return err
+	}
+	self, err := vm.ProcessID(os.Getpid())
+	if err != nil {
+		return err
+	}
+	s.status = instance.Status{Supervisor: self, HostBoot: instance.HostBoot(), Provisioned: old.Provisioned, Children: map[string]vm.ProcID{}, Lost: map[string]string{}}
+	s.to(instance.Starting, "")
+	s.run = s.inst.RunDir(s.spec.ID)
+	if err := os.RemoveAll(s.run); err != nil {
+		return fmt.Errorf("remove old sockets: %w", err)
+	}
+	return s.makeRunDir()
+}
+
+// makeRunDir makes the socket directory: the outer part is ours alone, the
+// inner one belongs to the user that the machine runs as.
+func (s *Supervisor) makeRunDir() error {
+	mode := os.FileMode(0o700)
+	if s.spec.Machine.RunAs != nil {
+		mode = 0o711
+	}
+	if err := os.MkdirAll(filepath.Dir(s.run), mode); err != nil {
+		return fmt.Errorf("create socket directory: %w", err)
+	}
+	for _, dir := range []string{s.run, s.socket("")} {
+		if err := os.Mkdir(dir, mode); err != nil {
+			return fmt.Errorf("create socket directory: %w", err)
+		}
+	}
+	if o := s.spec.Machine.RunAs; o != nil {
+		if err := os.Chown(s.socket(""), o.UID, o.GID); err != nil {
+			return fmt.Errorf("hand over socket directory: %w", err)
+		}
+		return os.Chmod(s.socket(""), 0o700)
+	}
+	return nil
+}
+
+// socket is a path in the part of the run directory that the machine may use.
+func (s *Supervisor) socket(name string) string { return filepath.Join(s.run, "vm", name) }
+
+// listen opens one of the supervisor's own sockets.
+func (s *Supervisor) listen(name string) (net.Listener, error) {
+	l, err := net.Listen("unix", filepath.Join(s.run, name))
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", name, err)
+	}
+	if err := os.Chmod(filepath.Join(s.run, name), 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("listen on %s: %w", name, err)
+	}
+	return l, nil
+}
+
+// start brings everything up, in order, each step a phase.
+func (s *Supervisor) start(ctx context.Context) error {
+	m := s.spec.Machine
+	for _, step := range []struct {
+		phase string
+		act   func() error
+	}{
+		{"network", func() (err error) {
+			if len(m.NICs) == 0 {
+				return errors.New("the machine has no network card")
+			}
+			s.network, err = s.parts.Network(ctx, s.spec, s.socket(filepath.Base(m.NICs[0].Socket)), s.inst.Path("network.jsonl"))
+			return err
+		}},
+		{"share", func() error {
+			for i, sh := range s.spec.Shares {
+				share, err := s.parts.Share(ctx, s.spec, sh, s.socket(filepath.Base(m.Shares[i].Socket)), s.inst.Path("virtiofsd-"+sh.Tag+".log"))
+				if err != nil {
+					return fmt.Errorf("share %s: %w", sh.Source, err)
+				}
+				s.shares = append(s.shares, share)
+				s.child("virtiofsd-"+sh.Tag, share.Process())
+			}
+			return nil
+		}},
+		{"qemu", func() (err error) {
+			if s.machine, err = s.parts.Machine(ctx, m, s.inst.Path("qemu.log")); err != nil {
+				return err
+			}
+			s.child("qemu", s.machine.Process())
+			// From here on the machine's end is the end of the life.
+			go func(m Machine) {
+				select {
+				case <-m.Done():
+					s.cancel(machineEnded{m.Err()})
+				case <-ctx.Done():
+				}
+			}(s.machine)
+			s.watchShares(ctx)
+			s.to(instance.Booting, "")
+			return nil
+		}},
+	} {
+		s.began = time.Now()
+		if err := step.act(); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return err
+		}
+		s.phase(step.phase)
+	}
+	return s.boot(ctx, true)
+}
+
+// machineEnded is the cause of a life that ended with its machine.
+type machineEnded struct{ err error }
+
+func (e machineEnded) Error() string {
+	if e.err == nil {
+		return "the guest powered itself off"
+	}
+	return e.err.Error()
+}
+
+// live waits for the end of the life, and mends what can be mended.
+func (s *Supervisor) live(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		guest := s.guest
+		s.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case lost := <-s.lost:
+			s.log.Error("share lost", "target", lost.target, "reason", lost.reason)
+			s.change(func(st *instance.Status) { st.Lost[lost.target] = lost.reason })
+			s.to(instance.Degraded, lost.reason)
+		case <-guest.Done():
+			if err := s.reconnect(ctx, guest.Err()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// watchShares reports shares that end while the life goes on.
+func (s *Supervisor) watchShares(ctx context.Context) {
+	s.lost = make(chan lostShare, len(s.shares))
+	for i, sh := range s.shares {
+		target := s.spec.Shares[i].Target
+		go func() {
+			select {
+			case <-ctx.Done():
+			case <-sh.Done():
+				// A share also ends when QEMU does; that is not its own death.
+				select {
+				case <-ctx.Done():
+				case <-s.machine.Done():
+				case <-time.After(200 * time.Millisecond):
+					s.lost <- lostShare{target, fmt.Sprintf("the share at %s is lost: %v", target, sh.Err())}
+				}
+			}
+		}()
+	}
+}
+
+// lostShare is a share that ended before its machine.
+type lostShare struct{ target, reason string }
+
+func (l lostShare) Error() string { return l.reason }
+
+// end takes everything down, whatever is there of it, and records why.
+func (s *Supervisor) end(cause error) error {
+	var stop stopRequest
+	var ended machineEnded
+	asked := errors.As(cause, &stop)
+	if asked {
+		s.to(instance.Stopping, stop.reason)
+		s.powerdown(stop.grace)
+	}
+	console := s.consoleTail()
+	s.takeDown()
+	s.mu.Lock()
+	s.status.Children = nil
+	if !asked && !(errors.As(cause, &ended) && ended.err == nil) {
+		s.status.Console = console
+	}
+	s.mu.Unlock()
+	switch {
+	case asked:
+		s.to(instance.Stopped, stop.reason)
+		return nil
+	case errors.As(cause, &ended) && ended.err == nil:
+		s.to(instance.Stopped, ended.Error())
+		return nil
+	}
+	s.fail(cause)
+	return cause
+}
+
+// powerdown asks the guest to shut down and waits for the grace time.
+func (s *Supervisor) powerdown(grace time.Duration) {
+	if s.machine == nil || grace <= 0 {
+		return
+	}
+	s.mu.Lock()
+	connected := s.guest != nil
+	s.mu.Unlock()
+	if !connected { // nothing runs yet that would hear it
+		grace = min(grace, earlyGrace)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if err := s.machine.Powerdown(ctx); err != nil {
+		s.log.Warn("power down", "error", err)
+		return
+	}
+	select {
+	case <-s.machine.Done():
+	case <-ctx.Done():
+		s.log.Warn("the guest did not shut down in time; killing it", "grace", grace)
+	}
+}
+
+// takeDown ends every piece, in the reverse order of start.
+func (s *Supervisor) takeDown() {
+	note := func(what string, err error) {
+		if err != nil && !errors.Is(err, net.ErrClosed) {
+			s.log.Warn("take down", "what", what, "error", err)
+		}
+	}
+	s.setGuest(nil)
+	if s.ssh != nil {
+		note("ssh socket", s.ssh.Close())
+	}
+	if s.machine != nil {
+		note("qemu", s.machine.Kill())
+		select {
+		case <-s.machine.Done():
+		case <-time.After(reapTimeout):
+			s.log.Error("qemu cannot be reaped")
+		}
+	}
+	for _, sh := range s.shares {
+		note("share", sh.Stop())
+	}
+	if s.network != nil {
+		note("network", s.network.Close())
+	}
+}
+
+// setGuest replaces the connection into the guest, closing the old one.
+func (s *Supervisor) setGuest(g Guest) {
+	s.mu.Lock()
+	old := s.guest
+	s.guest = g
+	s.mu.Unlock()
+	if old != nil && old != g {
+		if err := old.Close(); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+			s.log.Debug("close guest connection", "error", err)
+		}
+	}
+}
+
+// consoleTail reads the guest's last console lines.
+func (s *Supervisor) consoleTail() []string {
+	lines, err := Tail(s.spec.Machine.Console, 20)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Warn("read console", "error", err)
+	}
+	return lines
+}
+
+// fail records a failure.
+func (s *Supervisor) fail(err error) {
+	s.log.Error("failed", "error", err)
+	s.to(instance.Failed, strings.TrimSpace(err.Error()))
+}
