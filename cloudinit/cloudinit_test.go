@@ -48,6 +48,9 @@ func TestNetworkSchema(t *testing.T) {
 // into systemd-networkd's.
 func TestNetworkRenders(t *testing.T) {
 	requireProgram(t, "cloud-init")
+	if os.Getuid() != 0 {
+		t.Skip("net-convert gives its output to a system user; the run as root covers it")
+	}
 	for name, want := range map[string][]string{
 		"full": {"Name=eth0", "MACAddress=5a:94:ef:e4:0c:ee", "Address=192.168.127.2/24", "Gateway=192.168.127.1", "DNS=192.168.127.1", "DHCP=no"},
 		"dhcp": {"Name=eth0", "DHCP=ipv4"},

@@ -18,14 +18,18 @@ type Config struct {
 	AuthorizedKeys []string // OpenSSH authorized_keys lines
 	HostKey        []byte   // ed25519 private key, OpenSSH PEM
 	Timezone       string   // tz database name, for example Europe/Berlin
-	Locale         string   // for example C.UTF-8; others need the image's locales package
+	Locale         string   // wanted, for example de_DE.UTF-8
+	Locales        []string // what a built image has beside C.UTF-8, its fallback
 	CAs            []string // PEM certificates that the guest trusts besides its own
 	Git            Git
 	Mounts         []ShareMount
 	Files          []GuestFile
 	RunCmd         []string // shell lines run as root, once, at the end of the first boot
 	Network        Network
-	Partitioned    bool // the root file system is a partition that must grow with the disk
+	// Partitioned says that the image brings its own partitions and boot
+	// loader, so that this project has not built it: the root partition has to
+	// grow with the disk, and only the image's own tools know its CA store.
+	Partitioned bool
 }
 
 // Account is the login that an agent works in.
@@ -64,7 +68,11 @@ func NewSeed(cfg Config) (*Seed, error) {
 	if err != nil {
 		return nil, err
 	}
-	gitconfig, err := cfg.Git.file()
+	files, err := cfg.Git.file()
+	if err != nil {
+		return nil, err
+	}
+	cas, err := canonicalCAs(cfg.CAs)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +81,7 @@ func NewSeed(cfg Config) (*Seed, error) {
 			Hostname:          hostname,
 			ManageEtcHosts:    "localhost",
 			Timezone:          cfg.Timezone,
-			Locale:            cfg.Locale,
+			Locale:            cfg.locale(),
 			DisableRoot:       true,
 			SSHKeys:           keys,
 			NoSSHFingerprints: true,
@@ -81,7 +89,7 @@ func NewSeed(cfg Config) (*Seed, error) {
 			GrowPart:          GrowPart{Mode: "off"},
 			ResizeRootFS:      true,
 			Mounts:            cfg.mounts(),
-			WriteFiles:        append(gitconfig, cfg.files()...),
+			WriteFiles:        append(files, cfg.files()...),
 			BootCmd:           cfg.prepareHome(),
 		},
 		LocalHostname: cfg.InstanceName,
@@ -89,9 +97,9 @@ func NewSeed(cfg Config) (*Seed, error) {
 	}
 	if cfg.Partitioned {
 		s.UserData.GrowPart = GrowPart{Mode: "auto", Devices: []string{"/"}}
-	}
-	if len(cfg.CAs) > 0 {
-		s.UserData.CACerts = &CACerts{Trusted: cfg.CAs}
+		s.UserData.CACerts = caCerts(cas)
+	} else {
+		s.UserData.WriteFiles = append(s.UserData.WriteFiles, caFiles(cas)...)
 	}
 	for _, line := range cfg.RunCmd {
 		s.UserData.RunCmd = append(s.UserData.RunCmd, Command{"sh", "-c", line})
@@ -111,6 +119,16 @@ func (cfg Config) user() User {
 		LockPasswd:        true,
 		SSHAuthorizedKeys: cfg.AuthorizedKeys,
 	}
+}
+
+// locale falls back to the locale that every Debian has. cloud-init would
+// otherwise call locale-gen(8), which a built image has no need for and which
+// takes long in an emulated machine.
+func (cfg Config) locale() string {
+	if cfg.Locale == "" || cfg.Partitioned || slices.Contains(cfg.Locales, cfg.Locale) {
+		return cfg.Locale
+	}
+	return "C.UTF-8"
 }
 
 func (cfg Config) mounts() []Mount {

@@ -82,7 +82,7 @@ func render(t testing.TB, cfg Config) Files {
 func TestRenderGolden(t *testing.T) {
 	dhcp := minimalConfig(t)
 	dhcp.Network = Network{MAC: "5a:94:ef:e4:0c:ee", DHCP4: true}
-	dhcp.Partitioned = true
+	dhcp.Partitioned, dhcp.CAs = true, fullConfig(t).CAs
 	for name, cfg := range map[string]Config{"full": fullConfig(t), "minimal": minimalConfig(t), "dhcp": dhcp} {
 		t.Run(name, func(t *testing.T) {
 			files := render(t, cfg)
@@ -104,6 +104,49 @@ func TestRenderGolden(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestLocaleFallsBack(t *testing.T) {
+	tests := []struct {
+		locale      string
+		locales     []string
+		partitioned bool
+		want        string
+	}{
+		{"", nil, false, ""},
+		{"C.UTF-8", nil, false, "C.UTF-8"},
+		{"de_DE.UTF-8", nil, false, "C.UTF-8"},
+		{"de_DE.UTF-8", []string{"de_DE.UTF-8"}, false, "de_DE.UTF-8"},
+		{"de_DE.UTF-8", nil, true, "de_DE.UTF-8"},
+	}
+	for _, tt := range tests {
+		cfg := minimalConfig(t)
+		cfg.Locale, cfg.Locales, cfg.Partitioned = tt.locale, tt.locales, tt.partitioned
+		seed, err := NewSeed(cfg)
+		if err != nil || seed.UserData.Locale != tt.want {
+			t.Errorf("%+v: got %q, %v", tt, seed.UserData.Locale, err)
+		}
+	}
+}
+
+func TestCAs(t *testing.T) {
+	cfg := fullConfig(t)
+	built, err := NewSeed(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle := built.UserData.WriteFiles[len(built.UserData.WriteFiles)-1]
+	if bundle.Path != CABundle || !bundle.Append || bundle.Content != cfg.CAs[0] || built.UserData.CACerts != nil {
+		t.Errorf("a built image's last file is %+v", bundle)
+	}
+	cfg.Partitioned = true
+	foreign, err := NewSeed(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if foreign.UserData.CACerts == nil || len(foreign.UserData.WriteFiles) != len(built.UserData.WriteFiles)-2 {
+		t.Error("a foreign image's CAs are not left to cloud-init")
 	}
 }
 

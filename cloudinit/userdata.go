@@ -70,7 +70,8 @@ type File struct {
 	Encoding    string `yaml:"encoding,omitempty"` // empty or b64
 	Owner       string `yaml:"owner,omitempty"`    // user:group
 	Permissions string `yaml:"permissions"`        // octal
-	Defer       bool   `yaml:"defer,omitempty"`    // write it when users exist
+	Append      bool   `yaml:"append,omitempty"`
+	Defer       bool   `yaml:"defer,omitempty"` // write it when users exist
 }
 
 func (f *File) setBase64(content []byte) {

@@ -25,7 +25,7 @@ func TestNewSeedRefuses(t *testing.T) {
 		{"two keys in one", func(c *Config) { c.AuthorizedKeys[0] += "\nssh-rsa AAAA" }, "control character"},
 		{"broken host key", func(c *Config) { c.HostKey = []byte("nonsense") }, "host key"},
 		{"timezone path", func(c *Config) { c.Timezone = "../etc/passwd" }, "timezone"},
-		{"locale", func(c *Config) { c.Locale = "de DE" }, "locale"},
+		{"locale", func(c *Config) { c.Locale, c.Locales = "de DE", []string{"de DE"} }, "locale"},
 		{"CA", func(c *Config) { c.CAs = []string{"nonsense"} }, "CA certificate 1"},
 		{"private key as CA", func(c *Config) { c.CAs = []string{string(c.HostKey)} }, "CA certificate 1"},
 		{"git name", func(c *Config) { c.Git.Name = "a\n[core]" }, "control character"},
@@ -64,7 +64,7 @@ func TestNewSeedRefuses(t *testing.T) {
 
 func TestAllProblemsAtOnce(t *testing.T) {
 	cfg := fullConfig(t)
-	cfg.Timezone, cfg.Locale = "a b", "c d"
+	cfg.Timezone, cfg.Locale, cfg.Partitioned = "a b", "c d", true
 	_, err := NewSeed(cfg)
 	if err == nil || !strings.Contains(err.Error(), "timezone") || !strings.Contains(err.Error(), "locale") {
 		t.Errorf("error is %v", err)

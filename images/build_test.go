@@ -57,7 +57,12 @@ func TestRealBuild(t *testing.T) {
 		Image:    "debian-13",
 		Packages: []string{"tree"},
 		NPM:      []NPMPackage{{Name: "@mariozechner/pi-coding-agent", Version: "0.73.1"}},
-		Run:      []string{`curl -fsS -o /dev/null https://registry.npmjs.org/ && echo it\'s fine >/etc/was-run`},
+		Run: []string{
+			"test -z \"$(ls -A /sys)\" && ! test -e /run/host",
+			"! mknod /tmp/null c 1 3 && ! mount -t tmpfs none /mnt && ! chroot / true",
+			"test $(ls -d /proc/[0-9]* | wc -l) -lt 8 && ! echo 0 >/proc/sys/kernel/printk",
+			"pi --version >/etc/pi-version && apt-get --version >/dev/null",
+		},
 	}, p)
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 //go:embed all:recipe
 var recipeFS embed.FS
 
-// buildFS holds the steps of a build that are shell: mmdebstrap's hooks.
+// buildFS holds the steps of a layer's build that are shell.
 //
 //go:embed build/*.sh
 var buildFS embed.FS
@@ -63,14 +63,17 @@ func newPlan(spec Spec, mirror string) (plan, error) {
 		return plan{}, fmt.Errorf("image %s: %w", spec.Image, err)
 	}
 	p := plan{entry: entry, spec: spec, arch: debianArch(), mirror: mirror}
-	p.recipe, err = hashFS(recipeFS, buildFS)
-	if err != nil {
+	if p.recipe, err = hashFS(recipeFS); err != nil {
 		return plan{}, err
 	}
 	p.baseKey = key("base", formatVersion, rootSize, p.recipe, entry.Suite, p.arch, mirror)
 	p.baseID = entry.Name + "-" + p.baseKey[:12]
 	if spec.layered() {
-		p.layerKey = key("layer", p.baseKey, npmToolVersion, spec)
+		steps, err := hashFS(buildFS)
+		if err != nil {
+			return plan{}, err
+		}
+		p.layerKey = key("layer", p.baseKey, steps, npmToolVersion, spec)
 		p.layerID = entry.Name + "-" + p.layerKey[:12]
 	}
 	return p, nil
@@ -86,25 +89,23 @@ func key(parts ...any) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// hashFS returns a digest of the names and contents of all files.
-func hashFS(systems ...fs.FS) (string, error) {
+// hashFS returns a digest of the names and contents of a system's files.
+func hashFS(system fs.FS) (string, error) {
 	h := sha256.New()
-	for _, system := range systems {
-		err := fs.WalkDir(system, ".", func(path string, e fs.DirEntry, err error) error {
-			if err != nil || e.IsDir() {
-				return err
-			}
-			data, err := fs.ReadFile(system, path)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(h, "%s\x00%d\x00", path, len(data))
-			h.Write(data)
-			return nil
-		})
-		if err != nil {
-			return "", fmt.Errorf("hash recipe: %w", err)
+	err := fs.WalkDir(system, ".", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
 		}
+		data, err := fs.ReadFile(system, path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(h, "%s\x00%d\x00", path, len(data))
+		h.Write(data)
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("hash recipe: %w", err)
 	}
 	return plainPrefix + hex.EncodeToString(h.Sum(nil)), nil
 }

@@ -41,7 +41,7 @@ func installScript(spec Spec, n hostNet) string {
 	}
 	for i, run := range spec.Run {
 		b.add(fmt.Sprintf(`echo 'PHASE: run command %d of %d'`, i+1, len(spec.Run)))
-		b.add(`sh -c ` + shellQuote(run))
+		b.add(`sh -c ` + shellQuote(run) + fmt.Sprintf(` || { echo "E: run command %d failed with status $?"; exit 1; }`, i+1))
 	}
 	return b.String()
 }

@@ -74,11 +74,11 @@ func (a *app) examine(ctx context.Context) ([]vm.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	findings := []vm.Finding{platform()}
+	findings := []vm.Finding{platform(), runDirectory(dirs)}
 	findings = append(findings, qemu.Check(ctx, qemuBinary, qemu.AccelProbe{CacheDir: filepath.Join(dirs.Cache, "probes")})...)
 	findings = append(findings, share.Check(ctx)...)
 	findings = append(findings, images.Check(dirs.Images())...)
-	findings = append(findings, runDirectory(dirs))
+
 	return append(findings, instances(instance.Store{Dirs: dirs})...), nil
 }
 

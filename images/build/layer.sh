@@ -23,7 +23,7 @@ if [ -s "$input/install.sh" ]; then
 		mv "$root/etc/resolv.conf" "$root/etc/resolv.conf.guest"
 	cp "$input/resolv.conf" "$root/etc/resolv.conf"
 
-	chroot "$root" env -i /bin/sh /run/build/install.sh
+	unshare --mount --pid --fork --kill-child -- "$input/build/confine.sh" "$root"
 
 	rm "$root/etc/resolv.conf"
 	[ ! -e "$root/etc/resolv.conf.guest" ] && [ ! -L "$root/etc/resolv.conf.guest" ] ||

@@ -12,7 +12,7 @@ export GIT_SSL_CAINFO=/run/build/ca.pem
 export https_proxy='http://user:it'\''s@proxy.example:3128'
 mkdir -p "$HOME"
 echo 'PHASE: run command 1 of 2'
-sh -c 'echo "it'\''s" $HOME'
+sh -c 'echo "it'\''s" $HOME' || { echo "E: run command 1 failed with status $?"; exit 1; }
 echo 'PHASE: run command 2 of 2'
 sh -c 'make
-install'
+install' || { echo "E: run command 2 failed with status $?"; exit 1; }

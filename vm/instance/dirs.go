@@ -95,6 +95,10 @@ func (d Dirs) Make() error {
 		if !ownedBy(dir, os.Getuid()) {
 			return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s belongs to another user", dir)), "remove it, or set AGENTVM_HOME")
 		}
+		// It may be older than this rule, or made under a strict umask.
+		if err := os.Chmod(dir, mode); err != nil {
+			return fmt.Errorf("create %s: %w", dir, err)
+		}
 	}
 	return nil
 }

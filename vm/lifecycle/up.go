@@ -77,9 +77,11 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if _, err := inst.Spec(); err == nil {
 		created = false // made meanwhile by the command that was waited for
 	}
+	started := false
 	if created {
 		defer func() {
-			if err != nil || opt.DryRun {
+			// One that did not boot is kept: its logs say why.
+			if opt.DryRun || err != nil && (!started || ctx.Err() != nil) {
 				_ = inst.Remove()
 			}
 		}()
@@ -115,6 +117,7 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if err := inst.WriteSpec(spec); err != nil {
 		return Result{}, err
 	}
+	started = true
 	res.Status, err = m.start(ctx, inst, spec, report)
 	return res, err
 }

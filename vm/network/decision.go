@@ -10,12 +10,12 @@ import (
 // Verdicts of a Decision.
 const (
 	VerdictAllow = "allow"
-	VerdictDeny  = "deny"
+	VerdictDeny  = "deny"  // also of a flow whose first bytes contradict its name
 	VerdictClose = "close" // an allowed flow has ended; Sent and Received are final
 )
 
-// A Decision is one line of the network log. An allowed flow has two, the
-// first written before the host dials; everything else has one.
+// A Decision is one line of the network log. A flow that the host dials has
+// two, the first written before it does; everything else has one.
 type Decision struct {
 	Time     time.Time     `json:"time"`
 	Flow     uint64        `json:"flow,omitempty"` // ties a flow's two lines together
@@ -70,7 +70,7 @@ func (r *recorder) record(d Decision) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d.Time = r.now()
-	if d.Verdict == VerdictDeny && !r.admit(&d) {
+	if d.Verdict == VerdictDeny && d.Flow == 0 && !r.admit(&d) {
 		return
 	}
 	r.log(d)

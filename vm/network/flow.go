@@ -162,6 +162,10 @@ func (n *Network) handleFlow(ctx context.Context, r *tcp.ForwarderRequest) {
 	if err != nil {
 		line.Reason = err.Error()
 	}
+	if errors.Is(err, errContradiction) {
+		line.Verdict = VerdictDeny
+		n.stats.flowsDenied.Add(1)
+	}
 	n.rec.record(line)
 }
 

@@ -33,7 +33,7 @@ import (
 // testGuest is a guest without a machine: a second network stack that speaks
 // QEMU's framing over a unix socket, as QEMU would for a virtio card.
 type testGuest struct {
-	t     *testing.T
+	t     testing.TB
 	net   *Network
 	stack *stack.Stack
 	conn  net.Conn
@@ -54,7 +54,7 @@ func (l *decisionLog) add(d Decision) {
 }
 
 // find waits for a line that matches.
-func (l *decisionLog) find(t *testing.T, what string, match func(Decision) bool) Decision {
+func (l *decisionLog) find(t testing.TB, what string, match func(Decision) bool) Decision {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		l.mu.Lock()
@@ -151,7 +151,7 @@ var publicAddr = netip.MustParseAddr("93.184.215.14")
 
 // newGuest starts a network with a policy and connects a guest with its
 // address set. Everything ends with the test, which fails on a leak.
-func newGuest(t *testing.T, policy *Policy, change ...func(*Config)) *testGuest {
+func newGuest(t testing.TB, policy *Policy, change ...func(*Config)) *testGuest {
 	t.Helper()
 	checkLeaks(t)
 	host := &fakeHost{serve: echo, addrs: map[string][]netip.Addr{
@@ -328,7 +328,7 @@ func (g *testGuest) talk(name string, port uint16, text, want string) error {
 
 // checkLeaks fails the test if goroutines of this package or of the stack
 // outlive it.
-func checkLeaks(t *testing.T) {
+func checkLeaks(t testing.TB) {
 	before := ours()
 	t.Cleanup(func() {
 		var after []string

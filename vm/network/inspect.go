@@ -33,11 +33,15 @@ const (
 	speechUnclear // too few bytes yet
 )
 
+var errContradiction = errors.New("the first bytes do not fit the name")
+
 // inspect reads the first bytes of a flow to name:port and returns them when
 // they do not contradict the name. On port 443 they must be a TLS ClientHello
 // for that name, on port 80 an HTTP request for that host. On other ports
 // what looks like TLS or HTTP must not name another host; anything else
 // passes, since the address dialled is the name's anyway.
+//
+// A refusal is an error that wraps errContradiction.
 func inspect(conn net.Conn, name string, port uint16) ([]byte, error) {
 	rec := &recordingConn{Conn: conn}
 	if port == 80 || port == 443 {
@@ -55,7 +59,7 @@ func inspect(conn net.Conn, name string, port uint16) ([]byte, error) {
 		kind = classify(rec.buf.Bytes())
 	}
 	if err := checkSpeech(rec, kind, name, port); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errContradiction, err)
 	}
 	return rec.buf.Bytes(), conn.SetReadDeadline(time.Time{})
 }

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
 const (
@@ -52,8 +54,22 @@ func newGuestLink(conn net.Conn, filter *frameFilter, stats *counters, dropped f
 		filter:  filter,
 		dropped: dropped,
 		stats:   stats,
+		pending: introduction(filter),
 		buf:     make([]byte, frameHeaderSize+maxFrame),
 	}
+}
+
+// introduction returns a first frame in the guest's name, of a type that the
+// stack ignores. The switch sends only to cards that it has heard, and a guest
+// that was restored from a snapshot may wait for the host to speak first.
+func introduction(f *frameFilter) []byte {
+	const localExperimental = 0x88b5 // IEEE 802, EtherType for private use
+	b := make([]byte, frameHeaderSize+60)
+	binary.BigEndian.PutUint32(b, 60)
+	header.Ethernet(b[frameHeaderSize:]).Encode(&header.EthernetFields{
+		SrcAddr: f.guestMAC, DstAddr: f.gatewayMAC, Type: localExperimental,
+	})
+	return b
 }
 
 // Read hands out length and frame of the frames that pass.

@@ -234,6 +234,11 @@ func TestNamedHost(t *testing.T) {
 			if !tt.allow && err == nil {
 				t.Error("went through")
 			}
+			if !tt.allow {
+				g.log.find(t, "denial after the first bytes", func(d Decision) bool {
+					return d.Verdict == VerdictDeny && d.Flow != 0 && d.Port == tt.port && d.Sent == 0
+				})
+			}
 		})
 	}
 }
@@ -346,7 +351,7 @@ func TestDialGuest(t *testing.T) {
 			c.Close()
 		}
 	}()
-	g.ping(t) // the switch sends to a guest that has been heard
+	// The guest has not sent a single frame yet, as after a restore.
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	conn, err := g.net.DialGuest(ctx, 22)

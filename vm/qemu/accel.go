@@ -90,7 +90,7 @@ func (p AccelProbe) withoutBoot() (v AccelVerdict, ok bool) {
 		f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
 		if err != nil {
 			v = emulate("kvm: %v", err)
-			v.Fix = kvmGroupFix
+			v.Fix = kvmFix()
 			return v, true
 		}
 		f.Close()
@@ -98,7 +98,13 @@ func (p AccelProbe) withoutBoot() (v AccelVerdict, ok bool) {
 	return v, false
 }
 
-const kvmGroupFix = `sudo usermod -aG kvm "$USER", then log in again`
+// kvmFix mends a /dev/kvm that does not let us in.
+func kvmFix() string {
+	if len(KVMGroups()) == 0 { // not as distributions ship it
+		return "sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm"
+	}
+	return `sudo usermod -aG kvm "$USER", then log in again`
+}
 
 // key names what a verdict depends on.
 func (p AccelProbe) key() string {
@@ -165,7 +171,7 @@ func (p AccelProbe) boot(ctx context.Context, kernel string) (AccelVerdict, erro
 	case errors.As(err, &failed):
 		v := emulate("kvm: %v", failed)
 		if strings.Contains(failed.Error(), "Permission denied") {
-			v.Fix = kvmGroupFix
+			v.Fix = kvmFix()
 		}
 		return v, nil
 	default:
@@ -257,11 +263,9 @@ func watchBoot(ctx context.Context, q *Process, console string) error {
 
 // lastLine quotes the end of a console for a message.
 func lastLine(console string) string {
-	text, _ := os.ReadFile(console)
-	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
-	last := bytes.TrimSpace(lines[len(lines)-1])
+	last := ConsoleTail(console, 1)
 	if len(last) == 0 {
 		return " before it says anything"
 	}
-	return fmt.Sprintf(" after %.100q", last)
+	return fmt.Sprintf(" after %.100q", last[0])
 }

@@ -55,7 +55,9 @@ func (a *args) identity(m vm.Machine) {
 func (a *args) platform(m vm.Machine, caps Caps) {
 	pairs := []any{
 		"memory-backend", "mem",
-		"dump-guest-core", false,
+		"dump-guest-core", false, // guest memory holds secrets
+		// Parts of a PC that no guest of ours uses are parts that it
+		// cannot attack or spend boot time on.
 		"vmport", caps.ifMachine("vmport", false),
 		"hpet", caps.ifMachine("hpet", false),
 		"smm", caps.ifMachine("smm", false),

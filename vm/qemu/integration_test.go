@@ -158,9 +158,13 @@ func TestRealQEMUTakesAnyPath(t *testing.T) {
 			defer l.Close()
 			m.NICs = []vm.NIC{{MAC: "5a:94:ef:e4:0c:ee", Socket: sock}}
 
-			mon := connect(t, start(t, m, caps, "-S"), m)
+			p := start(t, m, caps, "-S")
+			mon := connect(t, p, m)
 			if s, err := qmp.Status(t.Context(), mon); err != nil || s.State != "prelaunch" {
 				t.Errorf("status %+v, %v", s, err)
+			}
+			if s := p.Stderr(); s != "" {
+				t.Errorf("QEMU complains: %s", s)
 			}
 			for _, f := range []string{m.Console, m.PIDFile, m.MemoryFile} {
 				if _, err := os.Stat(f); err != nil {

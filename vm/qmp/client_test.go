@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm/qmp/qmptest"
+	"github.com/digitalocean/go-qemu/qemu"
 	goqemu "github.com/digitalocean/go-qemu/qmp"
 )
 
@@ -307,6 +308,29 @@ func TestDeadlineOnAnyMonitor(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := WaitEvent(t.Context(), m, EventShutdown); !errors.Is(err, goqemu.ErrEventsNotSupported) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// go-qemu's own Domain works over a Client.
+func TestGoQEMUDomain(t *testing.T) {
+	c := dial(t, &qmptest.Server{Handle: func(s *qmptest.Conn, cmd qmptest.Command) {
+		switch cmd.Execute {
+		case "query-status":
+			s.Return(cmd, map[string]any{"running": true, "status": "running", "singlestep": false})
+		default:
+			s.Refuse(cmd, ClassCommandNotFound, "no such command")
+		}
+	}})
+	d, err := qemu.NewDomain(c, "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if s, err := d.Status(); err != nil || s != qemu.StatusRunning {
+		t.Errorf("status %v, %v", s, err)
+	}
+	if _, err := d.PCIDevices(); !HasClass(err, ClassCommandNotFound) {
 		t.Errorf("got %v", err)
 	}
 }

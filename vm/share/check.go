@@ -100,15 +100,13 @@ func sysctl(root, name string) (string, bool) {
 	return strings.TrimSpace(string(b)), true
 }
 
-const (
-	hintUserns = "the host does not let you use user namespaces; run: agentvm doctor"
-)
+const hintDoctor = "run: agentvm doctor"
 
 // explainStart classifies the failure to make the daemon's process.
 func explainStart(err error) error {
 	err = fmt.Errorf("start virtiofsd in namespaces of its own: %w", err)
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EUSERS) {
-		return vm.WithHint(vm.Classify(vm.ErrHost, err), hintUserns)
+		return vm.WithHint(vm.Classify(vm.ErrHost, err), hintDoctor)
 	}
 	return err
 }
@@ -118,7 +116,7 @@ func explainStage(rep report) error {
 	err := errors.New(rep.Error)
 	switch unix.Errno(rep.Errno) {
 	case unix.EPERM, unix.EACCES:
-		return vm.WithHint(vm.Classify(vm.ErrHost, err), hintUserns)
+		return vm.WithHint(vm.Classify(vm.ErrHost, err), hintDoctor)
 	case unix.ENOSYS:
 		return vm.WithHint(vm.Classify(vm.ErrHost, err), "mount_setattr needs Linux 5.12 or newer")
 	}

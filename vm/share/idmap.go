@@ -1,17 +1,13 @@
 package share
 
 import (
+	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// holdArg makes InitMain wait for the end of its standard input, and so keep
-// the user namespace alive in which it was started.
-const holdArg = "hold"
 
 // idmappedTree clones the mount that dir is on, from dir downwards and
 // without what is mounted below, and translates owners: on disk id.Disk, to
@@ -40,12 +36,11 @@ func idmappedTree(dir *os.File, id identity) (*os.File, error) {
 // userNamespace makes the user namespace that describes the translation. A
 // namespace needs a process while it is made.
 func userNamespace(id identity) (ns *os.File, release func(), err error) {
-	holder := exec.Command("/proc/self/exe", InitArg, holdArg)
+	holder := selfCommand(context.Background(), holdArg)
 	stdin, err := holder.StdinPipe()
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a user namespace: %w", err)
 	}
-	holder.Env = []string{}
 	holder.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: id.Disk.UID, HostID: id.Host.UID, Size: 1}},

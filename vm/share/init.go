@@ -1,11 +1,13 @@
 package share
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -43,16 +45,40 @@ type report struct {
 	Unprotected []Unprotected
 }
 
+// What InitMain does instead of being the stage, by its second argument.
+const (
+	holdArg   = "hold"   // wait for the end of standard input: keeps a user namespace alive
+	filterArg = "filter" // execute the rest of the arguments under the filter
+)
+
+// initEnv marks copies of the program that Start and Probe run. A program
+// that forgot to call InitMain would otherwise run itself without end.
+const initEnv = "AGENTVM_SHARE_INIT"
+
+// selfCommand runs InitMain in a copy of this program.
+func selfCommand(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{InitArg}, args...)...)
+	cmd.Env = []string{initEnv + "=1", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	return cmd
+}
+
+// notWired reports a copy of the program that did not get to InitMain.
+func notWired() error {
+	if os.Getenv(initEnv) != "" {
+		return errors.New("the program does not call share.InitMain first thing")
+	}
+	return nil
+}
+
 // InitMain is the stage between Start and virtiofsd: in fresh namespaces, it
 // mounts what the daemon shall see, then becomes the daemon. It returns only
 // on failure, with an exit status.
 func InitMain() int {
-	if len(os.Args) > 2 && os.Args[2] == holdArg {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		return 0
-	}
 	// The seccomp filter is the thread's, and so is what it executes.
 	runtime.LockOSThread()
+	if len(os.Args) > 2 {
+		return initHelper(os.Args[2], os.Args[3:])
+	}
 	out := os.NewFile(reportFD, "report")
 	for _, fd := range []int{planFD, reportFD, treeFD} {
 		unix.CloseOnExec(fd)
@@ -65,6 +91,21 @@ func InitMain() int {
 		rep.Errno = int(errno)
 	}
 	if json.NewEncoder(out).Encode(rep) != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	return 1
+}
+
+func initHelper(what string, args []string) int {
+	switch {
+	case what == holdArg:
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		return 0
+	case what == filterArg && len(args) > 0:
+		err := installFilter()
+		if err == nil {
+			err = unix.Exec(args[0], args, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
+		}
 		fmt.Fprintln(os.Stderr, err)
 	}
 	return 1

@@ -301,3 +301,79 @@ func TestStartedProgramEnds(t *testing.T) {
 		t.Errorf("Err() = %v", err)
 	}
 }
+
+// A container masks parts of /proc, and then the kernel lets nobody inside
+// mount a fresh one. See mount_too_revealing() in Linux's fs/namespace.c.
+func TestMaskedProc(t *testing.T) {
+	testenv.RequireRoot(t)
+	testenv.Require(t, "unshare")
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const script = `mount --bind /dev/null /proc/version && exec "$0" -test.run='^TestHelperMasked$'`
+	cmd := exec.Command("unshare", "-m", "sh", "-c", script, exe)
+	cmd.Env = append(os.Environ(), "SHARE_MASKED=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestHelperMasked is what runs with a masked /proc in the test above.
+func TestHelperMasked(t *testing.T) {
+	if os.Getenv("SHARE_MASKED") == "" {
+		t.Skip("part of TestMaskedProc")
+	}
+	forEach(t, func(t *testing.T, caps Caps) {
+		s := startShare(t, caps, Spec{Source: shareDir(t, ownerUser)})
+		view(t, s)
+		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.PID()))
+		if err != nil || !strings.Contains(string(args), "sandbox=chroot") {
+			t.Errorf("virtiofsd runs with %q, %v", args, err)
+		}
+	})
+}
+
+// Replacing the directory by a link between two looks at it must not share
+// what the link leads to.
+func TestReplacedSource(t *testing.T) {
+	base := publicDir(t)
+	real := filepath.Join(base, "real")
+	write(t, filepath.Join(real, "hello"), "x")
+	symlink(t, "real", filepath.Join(base, "link"))
+	for flavour, caps := range flavours(t) {
+		s := startShare(t, caps, Spec{Source: filepath.Join(base, "link")})
+		if got := view(t, s); got == "" {
+			t.Errorf("%s does not follow a link to the directory", flavour)
+		}
+	}
+	_, err := sourceTree(plan{Source: filepath.Join(base, "link")})
+	if !errors.Is(err, unix.ELOOP) {
+		t.Errorf("the stage follows a link: %v", err)
+	}
+	_, err = sourceTree(plan{Source: real, Dev: 1, Ino: 1})
+	if err == nil || !strings.Contains(err.Error(), "replaced") {
+		t.Errorf("the stage takes another directory: %v", err)
+	}
+}
+
+func TestProtectionLostIsNoticed(t *testing.T) {
+	forEach(t, func(t *testing.T, caps Caps) {
+		dir := shareDir(t, ownerUser)
+		s := startShare(t, caps, Spec{Source: dir, Protect: []string{".git/config", ".git/hooks"}})
+		view(t, s)
+		// As git config does on the host.
+		write(t, filepath.Join(dir, ".git/config.lock"), "[core]\n")
+		if err := os.Rename(filepath.Join(dir, ".git/config.lock"), filepath.Join(dir, ".git/config")); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(5 * time.Second); len(s.Unprotected()) == 0; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("not noticed")
+			}
+		}
+		if u := s.Unprotected(); len(u) != 1 || u[0].Path != ".git/config" {
+			t.Errorf("Unprotected() = %v", u)
+		}
+	})
+}

@@ -127,10 +127,26 @@ func maskSubmounts(root int) error {
 	return nil
 }
 
-// mountsBelow reads mountinfo (see proc_pid_mountinfo(5)) for the uppermost
-// mount points below dir, relative to it.
+// mountsBelow finds the uppermost mount points below dir, relative to it.
 func mountsBelow(mountinfo io.Reader, dir string) ([]string, error) {
-	var all []string
+	points, err := mountPoints(mountinfo)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(points, byDepth)
+	var top []string
+	for _, p := range points {
+		rel, below := strings.CutPrefix(p, dir+"/")
+		if below && !slices.ContainsFunc(top, func(t string) bool { return within(rel, t) }) {
+			top = append(top, rel)
+		}
+	}
+	return top, nil
+}
+
+// mountPoints reads mountinfo, see proc_pid_mountinfo(5).
+func mountPoints(mountinfo io.Reader) ([]string, error) {
+	var points []string
 	sc := bufio.NewScanner(mountinfo)
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
@@ -138,18 +154,9 @@ func mountsBelow(mountinfo io.Reader, dir string) ([]string, error) {
 		if len(f) < 5 {
 			return nil, fmt.Errorf("malformed line %q", sc.Text())
 		}
-		if rel, ok := strings.CutPrefix(unescape(f[4]), dir+"/"); ok {
-			all = append(all, rel)
-		}
+		points = append(points, unescape(f[4]))
 	}
-	slices.SortFunc(all, byDepth)
-	var top []string
-	for _, rel := range all {
-		if !slices.ContainsFunc(top, func(t string) bool { return within(rel, t) }) {
-			top = append(top, rel)
-		}
-	}
-	return top, sc.Err()
+	return points, sc.Err()
 }
 
 // unescape undoes the kernel's octal escapes of space, tab, newline and backslash.

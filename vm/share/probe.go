@@ -81,15 +81,25 @@ func Probe(ctx context.Context, paths ...string) (Caps, error) {
 	return Caps{}, vm.WithHint(vm.Classify(vm.ErrHost, err), installHint)
 }
 
-// ask runs one virtiofsd three times, each of which only prints.
+// ask runs one virtiofsd three times, each of which only prints. It runs
+// under the filter: the C flavour ends before it looks at its arguments if it
+// cannot drop its supplementary groups, and only root can.
 func ask(ctx context.Context, path string) (Caps, error) {
 	var out [3]string
 	for i, flag := range []string{"--print-capabilities", "--version", "--help"} {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		b, err := exec.CommandContext(ctx, path, flag).Output()
+		err := notWired()
+		var b []byte
+		if err == nil {
+			b, err = selfCommand(ctx, filterArg, path, flag).Output()
+		}
 		cancel()
 		if err != nil {
-			return Caps{}, fmt.Errorf("ask %s for %s: %w", path, flag, err)
+			var said string
+			if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+				said = strings.TrimSpace(string(exit.Stderr))
+			}
+			return Caps{}, fmt.Errorf("ask %s for %s: %w %s", path, flag, err, said)
 		}
 		out[i] = string(b)
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -43,8 +44,9 @@ type Spec struct {
 // Server is one running virtiofsd. It serves one connection and ends with it.
 type Server struct {
 	spec        Spec
-	unprotected []Unprotected
 	cmd         *exec.Cmd
+	mu          sync.Mutex
+	unprotected []Unprotected // guarded by mu
 	tail        tail
 	stopped     atomic.Bool
 	done        chan struct{}
@@ -65,6 +67,9 @@ func Start(ctx context.Context, caps Caps, spec Spec) (*Server, error) {
 }
 
 func start(ctx context.Context, caps Caps, spec Spec) (*Server, error) {
+	if err := notWired(); err != nil {
+		return nil, err
+	}
 	spec, err := normalize(spec)
 	if err != nil {
 		return nil, err
@@ -96,6 +101,9 @@ func start(ctx context.Context, caps Caps, spec Spec) (*Server, error) {
 	if err := s.launch(ctx, id, p, listener, tree); err != nil {
 		_ = os.Remove(spec.Socket)
 		return nil, err
+	}
+	if restricted, err := restrictedPaths(s.PID(), spec); err == nil && len(restricted) > 0 {
+		go s.watch(restricted) // until done
 	}
 	return s, nil
 }
@@ -227,8 +235,7 @@ func (s *Server) launch(ctx context.Context, id identity, p plan, listener, tree
 	defer reportR.Close()
 	defer reportW.Close()
 
-	s.cmd = exec.Command("/proc/self/exe", InitArg)
-	s.cmd.Env = []string{}
+	s.cmd = selfCommand(context.Background()) // it outlives ctx
 	s.cmd.Stderr = io.MultiWriter(&s.tail, s.spec.Log)
 	s.cmd.Stdout = s.cmd.Stderr
 	s.cmd.ExtraFiles = []*os.File{listener, planR, reportW} // listenFD, planFD, reportFD
@@ -315,8 +322,13 @@ func raiseFileLimit(pid int) {
 	_ = unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: many, Max: many}, nil)
 }
 
-// Unprotected lists what Start could not protect or hide.
-func (s *Server) Unprotected() []Unprotected { return slices.Clone(s.unprotected) }
+// Unprotected lists what Start could not protect or hide, and what has lost
+// its protection since, because the host replaced it.
+func (s *Server) Unprotected() []Unprotected {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.unprotected)
+}
 
 // PID is virtiofsd's process id.
 func (s *Server) PID() int { return s.cmd.Process.Pid }

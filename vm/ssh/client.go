@@ -229,6 +229,29 @@ func (c *Client) openChannel(ctx context.Context, kind string, extra []byte) (go
 	}
 }
 
+// request sends a channel request and waits for its reply, or for ctx. The
+// abandoned wait ends with the channel.
+func (c *Client) request(ctx context.Context, ch gossh.Channel, name string, payload []byte) (bool, error) {
+	type reply struct {
+		ok  bool
+		err error
+	}
+	got := make(chan reply, 1)
+	go func() {
+		ok, err := ch.SendRequest(name, true, payload)
+		got <- reply{ok, err}
+	}()
+	select {
+	case r := <-got:
+		if r.err != nil {
+			return false, c.connectionError(fmt.Errorf("%s request: %w", name, r.err))
+		}
+		return r.ok, nil
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+}
+
 func (c *Client) channelError(kind string, err error) error {
 	var refused *gossh.OpenChannelError
 	if errors.As(err, &refused) {

@@ -30,15 +30,20 @@ func Connect(ctx context.Context, dial DialFunc, cfg Config) (*Client, error) {
 	cfg = cfg.withDefaults()
 	pause := retryFirst
 	var refusedSince time.Time
+	var last error
 	for {
 		client, err := connectOnce(ctx, dial, cfg)
+		// An attempt that ctx cut short says less than the one before it.
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		switch {
 		case err == nil:
 			return client, nil
 		case errors.Is(err, ErrHostKey):
 			return nil, err
 		case ctx.Err() != nil:
-			return nil, fmt.Errorf("connect to the guest: %w: %w", context.Cause(ctx), err)
+			return nil, fmt.Errorf("connect to the guest: %w: %w", context.Cause(ctx), last)
 		case !errors.Is(err, ErrAuth):
 			refusedSince = time.Time{}
 		case refusedSince.IsZero():
@@ -51,7 +56,7 @@ func Connect(ctx context.Context, dial DialFunc, cfg Config) (*Client, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("connect to the guest: %w: %w", context.Cause(ctx), err)
+			return nil, fmt.Errorf("connect to the guest: %w: %w", context.Cause(ctx), last)
 		case <-time.After(pause):
 		}
 		pause = min(pause*2, retryMax)

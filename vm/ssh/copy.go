@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/pkg/sftp"
 	gossh "golang.org/x/crypto/ssh"
@@ -19,6 +20,8 @@ import (
 const (
 	copyWorkers = 8   // files under way at once: round trips overlap
 	maxDepth    = 256 // directories below each other
+
+	closeTime = 2 * time.Second // for the guest to close a cancelled copy
 )
 
 // CopyOptions are those of [Client.Upload] and [Client.Download].
@@ -66,32 +69,44 @@ func (c *Client) transfer(ctx context.Context, o CopyOptions, copy func(*transfe
 	}
 	go gossh.DiscardRequests(reqs)
 	defer ch.Close()
-	defer context.AfterFunc(ctx, func() { ch.Close() })()
 
-	ok, err := ch.SendRequest("subsystem", true, gossh.Marshal(&struct{ Name string }{"sftp"}))
+	ok, err := c.request(ctx, ch, "subsystem", gossh.Marshal(&struct{ Name string }{"sftp"}))
 	if err != nil {
-		return c.connectionError(err)
+		return err
 	}
 	if !ok {
 		return errors.New("the guest's sshd has no sftp subsystem")
 	}
-	client, err := sftp.NewClientPipe(ch, ch, sftp.UseConcurrentWrites(true))
-	if err != nil {
-		return fmt.Errorf("start sftp: %w", err)
-	}
-	defer client.Close()
-
-	t := &transfer{sftp: client, report: o.Progress}
-	err = copy(t)
-	switch {
-	case ctx.Err() != nil:
+	t := &transfer{report: o.Progress}
+	done := make(chan error, 1)
+	go func() { done <- t.run(ch, copy) }()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		// Every call in copy fails once the guest has closed its side too. A
+		// guest that hangs does not, and then copy ends with the connection.
+		ch.Close()
+		select {
+		case <-done:
+		case <-time.After(closeTime):
+		}
 		return context.Cause(ctx)
-	case c.Err() != nil:
-		return c.connectionError(c.Err())
-	case err == nil && len(t.skipped) > 0:
+	}
+	if reason := c.Err(); reason != nil && err != nil {
+		return c.connectionError(reason)
+	}
+	if err == nil && len(t.skipped) > 0 {
 		return &SkippedError{t.skipped}
 	}
 	return err
+}
+
+func (t *transfer) run(ch gossh.Channel, copy func(*transfer) error) (err error) {
+	if t.sftp, err = sftp.NewClientPipe(ch, ch, sftp.UseConcurrentWrites(true)); err != nil {
+		return fmt.Errorf("start sftp: %w", err)
+	}
+	defer t.sftp.Close()
+	return copy(t)
 }
 
 func (t *transfer) skip(name, reason string) {

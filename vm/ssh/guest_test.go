@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 // guest is OpenSSH's own server as the user agent, uid 1000, whoever runs the
 // test: user namespaces map the caller to it and give it its own passwd file.
 type guest struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	home    string
 	key     gossh.Signer // the user's
@@ -68,7 +68,7 @@ func newKey(t testing.TB) (gossh.Signer, []byte) {
 }
 
 // newGuest prepares a guest; extra lines go into sshd_config first.
-func newGuest(t *testing.T, extra ...string) *guest {
+func newGuest(t testing.TB, extra ...string) *guest {
 	t.Helper()
 	testenv.Require(t, "/usr/sbin/sshd", "unshare")
 	checkLeaks(t)
@@ -242,7 +242,7 @@ func timeout(t testing.TB, d time.Duration) context.Context {
 }
 
 // output runs cmd and returns what it printed.
-func output(t *testing.T, c *Client, cmd Command) (stdout, stderr string, status ExitStatus) {
+func output(t testing.TB, c *Client, cmd Command) (stdout, stderr string, status ExitStatus) {
 	t.Helper()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -254,7 +254,7 @@ func output(t *testing.T, c *Client, cmd Command) (stdout, stderr string, status
 }
 
 // eventually waits until ok holds.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); {
 		if time.Now().After(deadline) {
@@ -266,7 +266,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // checkLeaks fails the test when goroutines of this package or of x/crypto
 // stay behind. It is called first, so that its cleanup runs last.
-func checkLeaks(t *testing.T) {
+func checkLeaks(t testing.TB) {
 	t.Helper()
 	t.Cleanup(func() {
 		var left []string
@@ -284,7 +284,7 @@ func goroutines() (ours []string) {
 	buf := make([]byte, 4<<20)
 	buf = buf[:runtime.Stack(buf, true)]
 	for _, g := range strings.Split(string(buf), "\n\n") {
-		if strings.Contains(g, "testing.tRunner") || strings.Contains(g, "TestMain") {
+		if strings.Contains(g, "testing.tRunner") || strings.Contains(g, "testing.(*B)") || strings.Contains(g, "TestMain") {
 			continue
 		}
 		if strings.Contains(g, "agentvm/vm/ssh.") || strings.Contains(g, "crypto/ssh.") {

@@ -20,8 +20,14 @@ const (
 	// proxyHandshake bounds a local client's handshake.
 	proxyHandshake = 10 * time.Second
 
+	// upstreamTime bounds the wait for a guest that is not connected.
+	upstreamTime = 30 * time.Second
+
 	// drainTime is how long data may take to reach a side that goes away.
 	drainTime = 5 * time.Second
+
+	// hungTime is how long a Proxy waits for its clients to end.
+	hungTime = 3 * time.Second
 )
 
 // Proxy is an SSH server for local clients that hands every channel to the
@@ -57,8 +63,9 @@ func AllowChannel(kind string) error {
 }
 
 // Serve accepts clients on ln, a unix listener, until ctx ends. Then it ends
-// all of them, and returns when nothing of them is left. A guest that hangs
-// holds that up until the connection to it is closed too.
+// all of them, and returns when nothing of them is left; a guest that hangs
+// delays that by 3 s at most, and what then waits for an answer of it
+// ends with the connection to it.
 func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
 	config := &gossh.ServerConfig{NoClientAuth: true, ServerVersion: clientVersion}
 	config.AddHostKey(p.HostKey)
@@ -66,7 +73,7 @@ func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	var clients sync.WaitGroup
-	defer clients.Wait()
+	defer waitAtMost(&clients, hungTime)
 	defer cancel()
 	for {
 		nc, err := ln.Accept()
@@ -81,6 +88,18 @@ func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
 				p.Log.Warn("local ssh client", "err", err)
 			}
 		})
+	}
+}
+
+func waitAtMost(wg *sync.WaitGroup, limit time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		wg.Wait()
+	}()
+	select {
+	case <-done:
+	case <-time.After(limit):
 	}
 }
 
@@ -100,13 +119,24 @@ func (p *Proxy) serve(ctx context.Context, nc net.Conn, config *gossh.ServerConf
 
 	// A guest that cannot be reached is reported per channel: that is the
 	// first place where OpenSSH shows a message to its user.
-	up, upErr := p.Upstream(ctx)
+	up, upErr := p.upstream(ctx, conn)
 	d := &downstream{conn: conn, up: up, upErr: upErr, allow: p.Allow}
 	if d.allow == nil {
 		d.allow = AllowChannel
 	}
 	d.run(opens, reqs)
 	return nil
+}
+
+// upstream gives up when the client does.
+func (p *Proxy) upstream(ctx context.Context, conn gossh.Conn) (*Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, upstreamTime)
+	defer cancel()
+	go func() {
+		conn.Wait()
+		cancel()
+	}()
+	return p.Upstream(ctx)
 }
 
 // checkPeer lets in the supervisor's own user and root.
@@ -136,188 +166,3 @@ func checkPeer(nc net.Conn) error {
 }
 
 func peerAllowed(peer, self int) bool { return peer == self || peer == 0 }
-
-// downstream is one local client of the proxy.
-type downstream struct {
-	conn  gossh.Conn
-	up    *Client
-	upErr error // why there is no up
-	allow func(kind string) error
-
-	mu       sync.Mutex
-	final    bool      // no-more-sessions was asked for
-	agent    bool      // the guest's agent channels come here
-	forwards []forward // listeners in the guest
-	splices  sync.WaitGroup
-}
-
-func (d *downstream) run(opens <-chan gossh.NewChannel, reqs <-chan *gossh.Request) {
-	var requests sync.WaitGroup
-	requests.Go(func() {
-		for r := range reqs {
-			d.request(r)
-		}
-	})
-	defer requests.Wait()
-
-	var upGone <-chan struct{}
-	if d.up != nil {
-		upGone = d.up.Done()
-	}
-	for {
-		select {
-		case open, ok := <-opens:
-			if !ok {
-				requests.Wait()
-				d.cleanUp()
-				d.splices.Wait()
-				return
-			}
-			d.splices.Go(func() { d.open(open) })
-		case <-upGone:
-			d.guestGone(opens)
-			return
-		}
-	}
-}
-
-// guestGone ends this client after what the guest said last has reached it.
-func (d *downstream) guestGone(opens <-chan gossh.NewChannel) {
-	var refusals sync.WaitGroup
-	refusals.Go(func() {
-		for open := range opens {
-			open.Reject(gossh.ConnectionFailed, "the guest is gone")
-		}
-	})
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
-		d.splices.Wait()
-	}()
-	select {
-	case <-drained:
-	case <-time.After(drainTime):
-	}
-	d.conn.Close()
-	<-drained
-	refusals.Wait()
-}
-
-// cleanUp gives back what this client had in the guest.
-func (d *downstream) cleanUp() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, f := range d.forwards {
-		d.up.unlisten(f)
-	}
-	if d.agent {
-		d.up.unroute(authAgent)
-	}
-}
-
-// request answers a global request of the client.
-func (d *downstream) request(r *gossh.Request) {
-	ok, reply := d.handle(r)
-	if r.WantReply {
-		r.Reply(ok, reply)
-	}
-}
-
-func (d *downstream) handle(r *gossh.Request) (ok bool, reply []byte) {
-	if r.Type == noMoreSessions {
-		// OpenSSH's client means its own connection, not the shared one.
-		d.mu.Lock()
-		d.final = true
-		d.mu.Unlock()
-		return true, nil
-	}
-	if d.up == nil {
-		return false, nil
-	}
-	switch r.Type {
-	case tcpipForward, streamlocalForward:
-		return d.listen(r)
-	case cancelTCPIPForward, cancelStreamlocalForward:
-		return d.unlisten(r), nil
-	case keepAliveRequest:
-		ok, reply, _ = d.up.conn.SendRequest(r.Type, r.WantReply, r.Payload)
-		return ok, reply
-	}
-	return false, nil
-}
-
-func (d *downstream) listen(r *gossh.Request) (ok bool, reply []byte) {
-	if d.allow(r.Type) != nil {
-		return false, nil
-	}
-	f, reply, err := d.up.listen(r.Type, r.Payload, d.openBack)
-	if err != nil {
-		return false, reply
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.forwards = append(d.forwards, f)
-	return true, reply
-}
-
-func (d *downstream) unlisten(r *gossh.Request) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for i, f := range d.forwards {
-		if f.cancel == r.Type && string(f.msg) == string(r.Payload) {
-			d.forwards = append(d.forwards[:i], d.forwards[i+1:]...)
-			d.up.unlisten(f)
-			return true
-		}
-	}
-	return false
-}
-
-// open opens upstream what the client wants to open.
-func (d *downstream) open(open gossh.NewChannel) {
-	kind := open.ChannelType()
-	if err := d.allow(kind); err != nil {
-		open.Reject(gossh.Prohibited, err.Error())
-		return
-	}
-	d.mu.Lock()
-	refuse := d.final && kind == sessionChannel
-	d.mu.Unlock()
-	if refuse {
-		open.Reject(gossh.Prohibited, "no more sessions were promised")
-		return
-	}
-	if d.up == nil {
-		open.Reject(gossh.ConnectionFailed, d.upErr.Error())
-		return
-	}
-	s := &splice{session: kind == sessionChannel, filter: d.filter}
-	if s.join(open, d.up.conn, false) {
-		s.run()
-	}
-}
-
-// openBack opens at the client what the guest wants to open.
-func (d *downstream) openBack(open gossh.NewChannel) {
-	s := &splice{filter: d.filter}
-	if s.join(open, d.conn, true) {
-		s.run()
-	}
-}
-
-// filter decides about a channel request of the client: false refuses it.
-func (d *downstream) filter(r *gossh.Request) bool {
-	switch r.Type {
-	case "x11-req":
-		return false
-	case "auth-agent-req@openssh.com":
-		if d.allow(authAgent) != nil {
-			return false
-		}
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.agent = true
-		d.up.route(authAgent, d.openBack)
-	}
-	return true
-}

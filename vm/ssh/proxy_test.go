@@ -10,12 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	gossh "golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/internal/testenv"
@@ -251,4 +253,43 @@ func TestPeerAllowed(t *testing.T) {
 			t.Errorf("peer %d, self %d", tt.peer, tt.self)
 		}
 	}
+}
+
+// The socket's mode is the first lock. This is the second.
+func TestProxyRefusesOtherUsers(t *testing.T) {
+	testenv.RequireRoot(t)
+	g := newGuest(t)
+	socket, _ := g.proxy(Proxy{})
+	for _, p := range []string{filepath.Dir(socket), socket} {
+		if err := os.Chmod(p, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said := make(chan []byte)
+	go func() {
+		// Another uid for this one thread, which ends with the goroutine.
+		runtime.LockOSThread()
+		defer close(said)
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), 65534, ^uintptr(0)); errno != 0 {
+			t.Error(errno)
+			return
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
+			t.Error(err)
+			return
+		}
+		buf := make([]byte, 256)
+		n, _ := unix.Read(fd, buf)
+		said <- buf[:max(n, 0)]
+	}()
+	if banner := <-said; len(banner) > 0 {
+		t.Errorf("the proxy talks to uid 65534: %q", banner)
+	}
+	output(t, g.dialProxy(socket), Command{Argv: []string{"true"}})
 }

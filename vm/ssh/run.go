@@ -147,7 +147,7 @@ func (s *session) start(ctx context.Context, line string) error {
 		if name == "" || strings.ContainsAny(name, "=\x00") {
 			return fmt.Errorf("%q is no name for an environment variable", name)
 		}
-		ok, err := s.request(ctx, "env", gossh.Marshal(&envMsg{name, s.cmd.Env[name]}))
+		ok, err := s.client.request(ctx, s.ch, "env", gossh.Marshal(&envMsg{name, s.cmd.Env[name]}))
 		if err != nil {
 			return err
 		}
@@ -161,7 +161,7 @@ func (s *session) start(ctx context.Context, line string) error {
 			term = "xterm-256color"
 		}
 		size := s.cmd.Size
-		ok, err := s.request(ctx, "pty-req", gossh.Marshal(&ptyMsg{
+		ok, err := s.client.request(ctx, s.ch, "pty-req", gossh.Marshal(&ptyMsg{
 			Term: term, Columns: uint32(size.Columns), Rows: uint32(size.Rows), Modes: terminalModes,
 		}))
 		if err != nil {
@@ -175,34 +175,11 @@ func (s *session) start(ctx context.Context, line string) error {
 	if line == "" {
 		request, payload = "shell", nil
 	}
-	ok, err := s.request(ctx, request, payload)
+	ok, err := s.client.request(ctx, s.ch, request, payload)
 	if err == nil && !ok {
 		err = fmt.Errorf("the guest refuses the %s request", request)
 	}
 	return err
-}
-
-// request is interruptible: closing the channel ends the wait for a reply,
-// unless the guest hangs, and then it ends with the connection.
-func (s *session) request(ctx context.Context, name string, payload []byte) (bool, error) {
-	type reply struct {
-		ok  bool
-		err error
-	}
-	got := make(chan reply, 1)
-	go func() {
-		ok, err := s.ch.SendRequest(name, true, payload)
-		got <- reply{ok, err}
-	}()
-	select {
-	case r := <-got:
-		if r.err != nil {
-			return false, s.client.connectionError(fmt.Errorf("%s request: %w", name, r.err))
-		}
-		return r.ok, nil
-	case <-ctx.Done():
-		return false, context.Cause(ctx)
-	}
 }
 
 // communicate carries input, output and events until the program has ended

@@ -1,0 +1,108 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// tailBytes is as much of a console as its last lines are looked for in.
+const tailBytes = 16 << 10
+
+// ConsoleTail returns at most so many last lines of a console log, fit to be
+// shown: a guest writes what it likes there, so terminal control sequences
+// are taken out. It returns nil where there is nothing.
+func ConsoleTail(file string, lines int) []string {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	text, err := readTail(f, tailBytes)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for line := range bytes.Lines(text) {
+		if s := printable(line); s != "" {
+			out = append(out, s)
+		}
+	}
+	return out[max(0, len(out)-lines):]
+}
+
+func readTail(f *os.File, size int64) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-size), size))
+}
+
+// controlSequence is what terminals obey: ECMA-48 control sequences, and
+// operating system commands up to their terminator.
+var controlSequence = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(\x07|\x1b\\\\)?")
+
+// printable drops control sequences and whatever else is not to be seen.
+func printable(line []byte) string {
+	text := controlSequence.ReplaceAllString(strings.ToValidUTF8(string(line), ""), "")
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\t' {
+			return r
+		}
+		return -1
+	}, text)
+	return strings.TrimRight(text, " \t")
+}
+
+// BoundConsole keeps a console log that QEMU writes within about limit bytes,
+// by cutting away its older half, until ctx ends. Else a guest could fill the
+// host's disk through its serial port.
+func BoundConsole(ctx context.Context, file string, limit int64) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := cutConsole(file, limit); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// cutConsole can cut while QEMU writes since QEMU appends.
+func cutConsole(file string, limit int64) error {
+	info, err := os.Stat(file)
+	if errors.Is(err, os.ErrNotExist) || err == nil && info.Size() <= limit {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("bound the console log: %w", err)
+	}
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_APPEND, 0)
+	if err != nil {
+		return fmt.Errorf("bound the console log: %w", err)
+	}
+	defer f.Close()
+	tail, err := readTail(f, limit/2)
+	if err == nil {
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		_, err = f.Write(tail)
+	}
+	if err != nil {
+		return fmt.Errorf("bound the console log: %w", err)
+	}
+	return nil
+}

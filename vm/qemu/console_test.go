@@ -1,0 +1,48 @@
+package qemu
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestConsoleTail(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "console")
+	if got := ConsoleTail(file, 3); got != nil {
+		t.Errorf("of no file: %q", got)
+	}
+	text := strings.Repeat("old\n", 10_000) + "[\x1b[0;32m  OK  \x1b[0m] Started \x1b]0;title\x07x\r\n\n\x1bcgrüße \xff\x00\x9b2J\nlogin: "
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"[  OK  ] Started x", "cgrüße 2J", "login:"}
+	if diff := cmp.Diff(want, ConsoleTail(file, 3)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestCutConsoleWhileItGrows(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "console")
+	if err := cutConsole(file, 1000); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) // as QEMU has it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for range 100 {
+		f.WriteString(strings.Repeat("x", 99) + "\n")
+		if err := cutConsole(file, 1000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.WriteString("end\n")
+	b, err := os.ReadFile(file)
+	if err != nil || len(b) > 1100 || len(b) < 400 || !strings.HasSuffix(string(b), "x\nend\n") {
+		t.Errorf("%d bytes: %.20q, %v", len(b), b, err)
+	}
+}
