@@ -146,9 +146,6 @@ func (p parts) Share(ctx context.Context, spec instance.Spec, s instance.Share, 
 		out.Close()
 		return nil, err
 	}
-	for _, u := range srv.Unprotected() {
-		p.log.Warn("not protected", "share", s.Tag, "path", u.Path, "reason", u.Reason)
-	}
 	return runningShare{srv, out}, nil
 }
 
@@ -160,6 +157,13 @@ type runningShare struct {
 func (s runningShare) Process() vm.ProcID {
 	id, _ := vm.ProcessID(s.PID())
 	return id
+}
+
+func (s runningShare) Warnings() (list []string) {
+	for _, u := range s.Unprotected() {
+		list = append(list, fmt.Sprintf("%s is not protected: %s", u.Path, u.Reason))
+	}
+	return list
 }
 
 func (s runningShare) Stop() error {

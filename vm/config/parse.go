@@ -100,6 +100,7 @@ func (d *document) wrap(err error) error {
 	msg, hint := ye.GetMessage(), ""
 	var unknown *yaml.UnknownFieldError
 	var typ *yaml.TypeError
+	var node *yaml.UnexpectedNodeTypeError
 	switch {
 	case errors.As(err, &unknown):
 		key := strings.Trim(strings.TrimPrefix(msg, "unknown field "), `"`)
@@ -109,6 +110,8 @@ func (d *document) wrap(err error) error {
 		} else {
 			hint = "docs/configuration.md lists every key"
 		}
+	case errors.As(err, &node):
+		msg = fmt.Sprintf("expected %s, found %s", nodeKind(node.Expected), nodeKind(node.Actual))
 	case errors.As(err, &typ):
 		msg = fmt.Sprintf("expected %s, found %s", yamlKind(typ.DstType), yamlKind(typ.SrcType))
 	}
@@ -252,4 +255,21 @@ func yamlKind(t reflect.Type) string {
 		return "a number"
 	}
 	return t.String()
+}
+
+// nodeKind names a kind of YAML node in the same words.
+func nodeKind(t ast.NodeType) string {
+	switch t {
+	case ast.SequenceType:
+		return "a list"
+	case ast.MappingType, ast.MappingValueType:
+		return "a mapping"
+	case ast.StringType, ast.LiteralType:
+		return "a text"
+	case ast.BoolType:
+		return "true or false"
+	case ast.IntegerType, ast.FloatType:
+		return "a number"
+	}
+	return "something else"
 }

@@ -48,6 +48,9 @@ func (s *Supervisor) boot(ctx context.Context, first bool) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	for _, sh := range s.shares {
+		warnings = append(warnings, sh.Warnings()...)
+	}
 	s.change(func(st *instance.Status) {
 		for _, why := range st.Lost {
 			warnings = append(warnings, why)

@@ -37,6 +37,7 @@ type Share interface {
 	Err() error // why it ended; valid after Done
 	Stop() error
 	Process() vm.ProcID
+	Warnings() []string // what was asked for and could not be had
 }
 
 // Machine is one running virtual machine.

@@ -372,7 +372,7 @@ func (s *Supervisor) setGuest(g Guest) {
 	old := s.guest
 	s.guest = g
 	s.mu.Unlock()
-	if old != nil && old != g {
+	if old != nil {
 		if err := old.Close(); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 			s.log.Debug("close guest connection", "error", err)
 		}

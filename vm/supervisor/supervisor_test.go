@@ -1,0 +1,437 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/control"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// mortal is a piece that ends when told to.
+type mortal struct {
+	once sync.Once
+	done chan struct{}
+	err  error
+}
+
+func newMortal() *mortal { return &mortal{done: make(chan struct{})} }
+
+func (m *mortal) die(err error)         { m.once.Do(func() { m.err = err; close(m.done) }) }
+func (m *mortal) Done() <-chan struct{} { return m.done }
+func (m *mortal) Err() error            { <-m.done; return m.err }
+func (m *mortal) Process() vm.ProcID    { return vm.ProcID{PID: 1 << 30} }
+
+type fakeShare struct{ *mortal }
+
+func (s fakeShare) Stop() error        { s.die(errors.New("stopped")); return nil }
+func (s fakeShare) Warnings() []string { return nil }
+
+type fakeMachine struct {
+	*mortal
+	deaf bool // ignores the power button
+}
+
+func (m fakeMachine) Kill() error { m.die(errors.New("killed")); return nil }
+func (m fakeMachine) Powerdown(ctx context.Context) error {
+	if !m.deaf {
+		m.die(nil)
+	}
+	return nil
+}
+
+type fakeGuest struct {
+	*mortal
+	run func(script string, out io.Writer) (int, error)
+}
+
+func (g fakeGuest) Run(ctx context.Context, script string, out io.Writer) (int, error) {
+	if g.run == nil {
+		return 0, nil
+	}
+	type result struct {
+		code int
+		err  error
+	}
+	c := make(chan result, 1)
+	go func() { code, err := g.run(script, out); c <- result{code, err} }()
+	select {
+	case r := <-c:
+		return r.code, r.err
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+func (g fakeGuest) Copy(context.Context, string, string) error { return nil }
+func (g fakeGuest) Serve(l net.Listener) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return nil
+		}
+		c.Close()
+	}
+}
+func (g fakeGuest) Close() error { g.die(errors.New("closed")); return nil }
+
+type fakeNetwork struct{}
+
+func (fakeNetwork) Dial(context.Context, int) (net.Conn, error) { return nil, errors.New("no guest") }
+func (fakeNetwork) Close() error                                { return nil }
+
+// world is a set of pieces whose fate the test decides.
+type world struct {
+	share    fakeShare
+	machine  fakeMachine
+	guests   chan fakeGuest // handed out one a login; empty: the login hangs
+	shareErr error
+	qemuErr  error
+}
+
+func newWorld() *world {
+	w := &world{share: fakeShare{newMortal()}, machine: fakeMachine{mortal: newMortal()}, guests: make(chan fakeGuest, 4)}
+	w.guests <- fakeGuest{mortal: newMortal()}
+	return w
+}
+
+func (w *world) Network(context.Context, instance.Spec, string, string) (Network, error) {
+	return fakeNetwork{}, nil
+}
+func (w *world) Share(context.Context, instance.Spec, instance.Share, string, string) (Share, error) {
+	return w.share, w.shareErr
+}
+func (w *world) Machine(context.Context, vm.Machine, string) (Machine, error) {
+	return w.machine, w.qemuErr
+}
+func (w *world) Guest(ctx context.Context, _ *instance.Instance, _ instance.Spec, _ Dialer) (Guest, error) {
+	select {
+	case g := <-w.guests:
+		return g, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// life is a supervisor under test.
+type life struct {
+	t      *testing.T
+	inst   *instance.Instance
+	client *control.Client
+	cancel context.CancelFunc
+	result chan error
+	run    string
+}
+
+func begin(t *testing.T, w *world, alter func(*instance.Spec)) *life {
+	t.Helper()
+	home := t.TempDir()
+	run, err := os.MkdirTemp("", "avm") // short: it holds sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(run) })
+	store := instance.Store{Dirs: instance.Dirs{State: home, Cache: home, Run: run}}
+	inst, err := store.Create("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := "01234567-89ab-cdef-0123-456789abcdef"
+	spec := instance.Spec{Name: "test", ID: id, BootTimeout: 5 * time.Second,
+		Shares: []instance.Share{{Tag: "workspace", Target: "/workspace"}},
+		Guest:  instance.Guest{Directory: "/workspace"},
+		Machine: vm.Machine{Console: inst.Path("console.log"),
+			NICs: []vm.NIC{{Socket: "net.sock"}}, Shares: []vm.Share{{Tag: "workspace", Socket: "workspace.sock"}}},
+	}
+	if alter != nil {
+		alter(&spec)
+	}
+	if err := inst.WriteSpec(spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(spec.Machine.Console, []byte("booting\nKernel panic - \x1b[31mnot syncing\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &life{t: t, inst: inst, cancel: cancel, result: make(chan error, 1), run: inst.RunDir(id)}
+	l.client = control.NewClient(filepath.Join(l.run, control.Socket))
+	go func() { l.result <- Run(ctx, inst, w, slog.New(slog.DiscardHandler)) }()
+	t.Cleanup(func() { cancel(); l.end() })
+	return l
+}
+
+// until waits for a state.
+func (l *life) until(want instance.State) instance.Status {
+	l.t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) {
+		s, err := l.inst.Status()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		if s.State == want {
+			return s
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	s, _ := l.inst.Status()
+	l.t.Fatalf("state is %s (%s), want %s", s.State, s.Reason, want)
+	return s
+}
+
+// end waits for the supervisor's end and checks that nothing is left.
+func (l *life) end() error {
+	l.t.Helper()
+	select {
+	case err := <-l.result:
+		l.result <- err
+		if _, statErr := os.Stat(l.run); !os.IsNotExist(statErr) {
+			l.t.Errorf("the run directory is left: %v", statErr)
+		}
+		return err
+	case <-time.After(15 * time.Second):
+		l.t.Fatal("the supervisor does not end")
+		return nil
+	}
+}
+
+func TestReadyAndStop(t *testing.T) {
+	w := newWorld()
+	l := begin(t, w, nil)
+	s := l.until(instance.Ready)
+	if len(s.Phases) != 5 || s.Children["qemu"].PID == 0 || s.Children["virtiofsd-workspace"].PID == 0 {
+		t.Errorf("status %+v", s)
+	}
+	if err := l.client.Stop(context.Background(), time.Second, "enough"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.end(); err != nil {
+		t.Error(err)
+	}
+	if s := l.until(instance.Stopped); s.Reason != "enough" || len(s.Children) != 0 {
+		t.Errorf("status %+v", s)
+	}
+	for _, m := range []*mortal{w.share.mortal, w.machine.mortal} {
+		select {
+		case <-m.Done():
+		default:
+			t.Error("a piece is left running")
+		}
+	}
+}
+
+func TestDeafGuestIsKilled(t *testing.T) {
+	w := newWorld()
+	w.machine.deaf = true
+	l := begin(t, w, nil)
+	l.until(instance.Ready)
+	if err := l.client.Stop(context.Background(), 100*time.Millisecond, "enough"); err != nil {
+		t.Fatal(err)
+	}
+	l.until(instance.Stopped)
+}
+
+func TestCancelStops(t *testing.T) {
+	l := begin(t, newWorld(), nil)
+	l.until(instance.Ready)
+	l.cancel()
+	if err := l.end(); err != nil {
+		t.Error(err)
+	}
+	l.until(instance.Stopped)
+}
+
+func TestStopWhileBooting(t *testing.T) {
+	w := newWorld()
+	<-w.guests
+	l := begin(t, w, nil)
+	l.until(instance.Booting)
+	if err := l.client.Stop(context.Background(), 0, "changed my mind"); err != nil {
+		t.Fatal(err)
+	}
+	if s := l.until(instance.Stopped); s.Reason != "changed my mind" {
+		t.Errorf("reason %q", s.Reason)
+	}
+}
+
+func TestFailuresHaveReasons(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		world  func(*world)
+		alter  func(*instance.Spec)
+		reason string
+	}{
+		{"share", func(w *world) { w.shareErr = errors.New("no virtiofsd") }, nil, "no virtiofsd"},
+		{"qemu", func(w *world) { w.qemuErr = errors.New("exit status 1: bad option") }, nil, "bad option"},
+		{"crash while booting", func(w *world) { <-w.guests; w.machine.die(errors.New("QEMU ended with signal: killed")) }, nil, "signal: killed"},
+		{"share dies while booting", func(w *world) { <-w.guests; w.share.die(errors.New("signal: killed")) }, nil, "share at /workspace is lost"},
+		{"never ready", func(w *world) { <-w.guests }, func(s *instance.Spec) { s.BootTimeout = 50 * time.Millisecond }, "did not become ready in time"},
+		{"no card", func(*world) {}, func(s *instance.Spec) { s.Machine.NICs = nil }, "no network card"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld()
+			tt.world(w)
+			l := begin(t, w, tt.alter)
+			if err := l.end(); err == nil {
+				t.Error("no error")
+			}
+			s := l.until(instance.Failed)
+			if !strings.Contains(s.Reason, tt.reason) {
+				t.Errorf("reason %q, want %q in it", s.Reason, tt.reason)
+			}
+			if len(s.Console) != 2 || strings.Contains(s.Console[1], "\x1b") {
+				t.Errorf("console %q", s.Console)
+			}
+		})
+	}
+}
+
+func TestGuestPowersItselfOff(t *testing.T) {
+	w := newWorld()
+	l := begin(t, w, nil)
+	l.until(instance.Ready)
+	w.machine.die(nil)
+	if err := l.end(); err != nil {
+		t.Error(err)
+	}
+	if s := l.until(instance.Stopped); !strings.Contains(s.Reason, "powered itself off") {
+		t.Errorf("reason %q", s.Reason)
+	}
+}
+
+func TestGuestRestarts(t *testing.T) {
+	w := newWorld()
+	first := fakeGuest{mortal: newMortal()}
+	<-w.guests
+	w.guests <- first
+	l := begin(t, w, nil)
+	l.until(instance.Ready)
+	first.die(errors.New("EOF"))
+	l.until(instance.Booting)
+	w.guests <- fakeGuest{mortal: newMortal()}
+	l.until(instance.Ready)
+	// The socket serves the new connection.
+	c, err := net.Dial("unix", filepath.Join(l.run, control.SSHSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+func TestLostShareDegrades(t *testing.T) {
+	w := newWorld()
+	l := begin(t, w, nil)
+	l.until(instance.Ready)
+	w.share.die(errors.New("signal: killed"))
+	s := l.until(instance.Degraded)
+	if !strings.Contains(s.LostShare("/workspace/src"), "signal: killed") || s.LostShare("/home") != "" {
+		t.Errorf("status %+v", s)
+	}
+	// It must still be possible to stop.
+	if err := l.client.Stop(context.Background(), time.Second, "enough"); err != nil {
+		t.Fatal(err)
+	}
+	l.until(instance.Stopped)
+}
+
+func TestProvision(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		code   int
+		state  instance.State
+		reason string
+	}{
+		{"works", 0, instance.Ready, ""},
+		{"fails", 3, instance.Degraded, "provision.run[0] failed: exit code 3: no such thing"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld()
+			<-w.guests
+			ran := 0
+			w.guests <- fakeGuest{mortal: newMortal(), run: func(script string, out io.Writer) (int, error) {
+				if strings.Contains(script, "setup") {
+					ran++
+					fmt.Fprintln(out, "some output\nno such thing")
+					return tt.code, nil
+				}
+				return 0, nil
+			}}
+			l := begin(t, w, func(s *instance.Spec) { s.Guest.Run = []string{"setup"} })
+			s := l.until(tt.state)
+			if s.Reason != tt.reason || s.Provisioned != (tt.code == 0) || ran != 1 {
+				t.Errorf("status %+v, ran %d times", s, ran)
+			}
+		})
+	}
+}
+
+func TestSettleWarnings(t *testing.T) {
+	w := newWorld()
+	<-w.guests
+	w.guests <- fakeGuest{mortal: newMortal(), run: func(script string, out io.Writer) (int, error) {
+		fmt.Fprintln(out, "not mounted: /workspace")
+		return 0, nil
+	}}
+	l := begin(t, w, nil)
+	if s := l.until(instance.Degraded); s.Reason != "not mounted: /workspace" {
+		t.Errorf("reason %q", s.Reason)
+	}
+}
+
+func TestOneSupervisorOnly(t *testing.T) {
+	w := newWorld()
+	l := begin(t, w, nil)
+	l.until(instance.Ready)
+	if err := Run(context.Background(), l.inst, newWorld(), slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "already has a supervisor") {
+		t.Errorf("got %v", err)
+	}
+	l.until(instance.Ready)
+}
+
+func TestWatchSeesTheEnd(t *testing.T) {
+	l := begin(t, newWorld(), nil)
+	l.until(instance.Ready)
+	var states []instance.State
+	done := make(chan error, 1)
+	seen := make(chan struct{}, 16)
+	go func() {
+		done <- l.client.Watch(context.Background(), func(s instance.Status) bool {
+			states = append(states, s.State)
+			seen <- struct{}{}
+			return true
+		})
+	}()
+	<-seen
+	if err := l.client.Stop(context.Background(), time.Second, "enough"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if last := states[len(states)-1]; last != instance.Stopped {
+		t.Errorf("states %v", states)
+	}
+}
+
+func TestMountsEscape(t *testing.T) {
+	for in, want := range map[string]string{
+		"/workspace": `'/workspace'`,
+		"/my data":   `'/my\\040data'`,
+		"/a.b":       `'/a\.b'`,
+		"/it's":      `'/it'\''s'`,
+	} {
+		if got := mountsEscape(in); got != want {
+			t.Errorf("mountsEscape(%q) = %s, want %s", in, got, want)
+		}
+	}
+}
