@@ -40,46 +40,62 @@ func testCache(t testing.TB) *Cache {
 	return c
 }
 
-// TestRealBuild builds a base and a layer with the real tools as whoever
-// runs it.
+// TestRealBuild builds every base and a layer on it with the real tools, as
+// whoever runs it. The commands of the first layer say what they may not do.
 func TestRealBuild(t *testing.T) {
 	requireBuild(t)
 	c := testCache(t)
+	for _, spec := range []Spec{
+		{
+			Image:    "debian-13",
+			Packages: []string{"tree"},
+			NPM:      []NPMPackage{{Name: "@mariozechner/pi-coding-agent", Version: "0.73.1"}},
+			Run: []string{
+				"tree --version && pi --version >/etc/pi-version",
+				`test -z "$(ls -A /sys)" && ! test -e /run/host && ! test -e /run/build/npmrc`,
+				"! mknod /tmp/null c 1 3 && ! mount -t tmpfs none /mnt && ! chroot / true",
+				"test $(ls -d /proc/[0-9]* | wc -l) -lt 8 && ! echo 0 >/proc/sys/kernel/printk",
+			},
+		},
+		{
+			Image: "debian-12",
+			Node:  "22.23.3",
+			NPM:   []NPMPackage{{Name: "semver", Version: "7.7.2", Scripts: true}},
+			Run:   []string{`test "$(node --version)" = v22.23.3 && semver 1.2.3`},
+		},
+	} {
+		t.Run(spec.Image, func(t *testing.T) { buildReally(t, c, spec) })
+	}
+}
+
+func buildReally(t *testing.T, c *Cache, spec Spec) {
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()
 	p := &testProgress{t: t, start: time.Now(), lines: os.Getenv("AGENTVM_TEST_VERBOSE") != ""}
-	base, err := c.Ensure(ctx, Spec{Image: "debian-13"}, p)
+	base, err := c.Ensure(ctx, Spec{Image: spec.Image}, p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("base %s: %.1f s, %d packages, kernel %s", base.ID, base.Manifest.BuildSeconds, len(base.Manifest.Packages), base.Manifest.Kernel)
-	layer, err := c.Ensure(ctx, Spec{
-		Image:    "debian-13",
-		Packages: []string{"tree"},
-		NPM:      []NPMPackage{{Name: "@mariozechner/pi-coding-agent", Version: "0.73.1"}},
-		Run: []string{
-			"test -z \"$(ls -A /sys)\" && ! test -e /run/host",
-			"! mknod /tmp/null c 1 3 && ! mount -t tmpfs none /mnt && ! chroot / true",
-			"test $(ls -d /proc/[0-9]* | wc -l) -lt 8 && ! echo 0 >/proc/sys/kernel/printk",
-			"pi --version >/etc/pi-version && apt-get --version >/dev/null",
-		},
-	}, p)
+	layer, err := c.Ensure(ctx, spec, p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("layer %s: %.1f s, npm tree %d", layer.ID, layer.Manifest.BuildSeconds, len(layer.Manifest.NPMTree))
-	start := time.Now()
+	if m := layer.Manifest; len(m.NPM) != 1 || m.NPM[0].Integrity == "" || len(m.NPMTree) == 0 || m.Kernel == "" || m.Cmdline == "" {
+		t.Errorf("manifest: npm %+v, tree of %d, kernel %q, command line %q", m.NPM, len(m.NPMTree), m.Kernel, m.Cmdline)
+	}
 	for _, img := range []*Image{base, layer} {
 		usage, err := img.DiskUsage()
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%s takes %d MiB", img.ID, usage>>20)
+		t.Logf("%s: built in %.1f s, %d packages, %d MiB", img.ID, img.Manifest.BuildSeconds, len(img.Manifest.Packages), usage>>20)
 		if err := img.Verify(ctx); err != nil {
 			t.Error(err)
 		}
 	}
-	t.Logf("verify: %v", time.Since(start))
+	if left := unfinished(t, c); left != nil {
+		t.Errorf("left behind: %q", left)
+	}
 }
 
 func requireBuild(t testing.TB) {

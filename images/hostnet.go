@@ -46,19 +46,27 @@ func probeHostNet(ctx context.Context, getenv func(string) string, root string) 
 	return n
 }
 
+// See apt-transport-http(1) and apt-transport-https(1). Each may be followed by
+// a host's name.
+var aptNetworkSettings = []string{
+	"proxy", "proxy-auto-detect", "cainfo", "sslcert", "sslkey", "verify-peer", "verify-host",
+}
+
 // aptNetwork keeps the lines of apt-config's dump that say how to reach an
 // archive.
 func aptNetwork(dump string) string {
 	var b strings.Builder
 	for line := range strings.Lines(dump) {
-		name, _, _ := strings.Cut(line, " ")
-		if !strings.HasPrefix(strings.ToLower(name), "acquire::http") {
+		name, _, _ := strings.Cut(strings.ToLower(line), " ")
+		rest, ok := strings.CutPrefix(name, "acquire::http")
+		if !ok {
 			continue
 		}
-		last := name[strings.LastIndex(name, ":")+1:]
-		switch strings.ToLower(last) {
-		case "proxy", "proxy-auto-detect", "cainfo", "sslcert", "sslkey", "verify-peer", "verify-host":
-			b.WriteString(line)
+		for part := range strings.SplitSeq(rest, "::") {
+			if slices.Contains(aptNetworkSettings, part) {
+				b.WriteString(line)
+				break
+			}
 		}
 	}
 	return b.String()

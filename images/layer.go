@@ -85,6 +85,7 @@ func (b *scriptBuilder) npm(spec Spec) {
 		}
 	}
 	b.add(`npm install --global --ignore-scripts --loglevel=http ` + strings.Join(names, " "))
+	b.add(`rm /run/build/npmrc`) // no script needs to see a credential
 	if len(scripts) > 0 {
 		b.add(`npm rebuild --global --ignore-scripts=false --foreground-scripts ` + strings.Join(scripts, " "))
 	}

@@ -142,16 +142,16 @@ func (a *app) connect(ctx context.Context, inst *instance.Instance) (*ssh.Client
 	fail := func(err error) (*ssh.Client, instance.Spec, instance.Status, error) {
 		return nil, instance.Spec{}, instance.Status{}, err
 	}
+	spec, err := inst.Spec()
+	if err != nil {
+		return fail(err)
+	}
 	status, err := inst.Status()
 	if err != nil {
 		return fail(err)
 	}
 	if !status.State.Usable() {
 		return fail(notUsable(inst, status))
-	}
-	spec, err := inst.Spec()
-	if err != nil {
-		return fail(err)
 	}
 	key, err := readKey(inst, lifecycle.HostKeyFile)
 	if err != nil {

@@ -23,10 +23,6 @@ connect, unless an address says otherwise.`,
   agentvm forward 0:8080          # any free port here; it is printed`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			inst, err := a.target(nil)
-			if err != nil {
-				return err
-			}
 			var pairs [][2]string
 			for _, arg := range args {
 				local, remote, err := parseForward(arg)
@@ -34,6 +30,10 @@ connect, unless an address says otherwise.`,
 					return err
 				}
 				pairs = append(pairs, [2]string{local, remote})
+			}
+			inst, err := a.target(nil)
+			if err != nil {
+				return err
 			}
 			client, _, _, err := a.connect(cmd.Context(), inst)
 			if err != nil {

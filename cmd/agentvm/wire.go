@@ -80,6 +80,8 @@ func (p parts) Network(ctx context.Context, spec instance.Spec, socket, log stri
 	encoder := json.NewEncoder(out)
 	n, err := network.New(network.Config{
 		Policy: policy,
+		Proxy:  network.ProxyFromEnvironment(),
+		Logger: p.log,
 		Log: func(d network.Decision) {
 			if err := encoder.Encode(d); err != nil {
 				p.log.Error("write the network log", "error", err)

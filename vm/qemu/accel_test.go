@@ -53,6 +53,7 @@ func TestAccelVerdictIsCached(t *testing.T) {
 
 // A guest that never says anything is a bootError with a reason, not a hang.
 func TestBootStallIsNoticed(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes as long as a stall")
 	}

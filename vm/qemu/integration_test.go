@@ -176,6 +176,7 @@ func TestRealQEMUTakesAnyPath(t *testing.T) {
 }
 
 func TestUEFIStarts(t *testing.T) {
+	t.Parallel()
 	caps := realCaps(t)
 	if caps.UEFI == nil {
 		testenv.Unavailable(t, "needs UEFI firmware (package ovmf)")

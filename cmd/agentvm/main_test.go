@@ -1,0 +1,106 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/agentvm/agentvm/vm"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"agentvm": func() { os.Exit(Main(append([]string{"agentvm"}, os.Args[1:]...))) },
+	})
+}
+
+// TestScripts runs the command line without a machine.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               isolate,
+	})
+}
+
+// isolate gives a script a home of its own.
+func isolate(env *testscript.Env) error {
+	home := filepath.Join(env.WorkDir, "home")
+	env.Setenv("HOME", home)
+	exe, err := exec.LookPath("agentvm") // testscript puts it on PATH
+	if err != nil {
+		return err
+	}
+	env.Setenv("EXE", exe)
+	env.Setenv("AGENTVM_HOME", filepath.Join(home, "agentvm"))
+	return os.MkdirAll(home, 0o755)
+}
+
+func TestExitCodes(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{errors.New("x"), 1},
+		{vm.Classify(vm.ErrUsage, errors.New("x")), 2},
+		{errors.New(`unknown command "x" for "agentvm"`), 2},
+		{vm.WithHint(vm.Classify(vm.ErrHost, errors.New("x")), "y"), 3},
+		{fmt.Errorf("a: %w", vm.ErrNotFound), 4},
+		{fmt.Errorf("a: %w", vm.ErrPolicy), 5},
+		{fmt.Errorf("a: %w", vm.ErrTimeout), 124},
+		{remoteExit(42), 42},
+		{connectionError{vm.ErrTimeout}, 255},
+		{errInterrupted, 130},
+	} {
+		if got := exitCode(tt.err); got != tt.want {
+			t.Errorf("exitCode(%v) = %d, want %d", tt.err, got, tt.want)
+		}
+	}
+}
+
+func TestParseForward(t *testing.T) {
+	for _, tt := range []struct{ in, local, remote string }{
+		{"8080", "127.0.0.1:8080", "127.0.0.1:8080"},
+		{"9000:80", "127.0.0.1:9000", "127.0.0.1:80"},
+		{"0:80", "127.0.0.1:0", "127.0.0.1:80"},
+		{"0.0.0.0:9000:80", "0.0.0.0:9000", "127.0.0.1:80"},
+		{"[::1]:9000:80", "[::1]:9000", "127.0.0.1:80"},
+		{"", "", ""}, {"x", "", ""}, {"0", "", ""}, {"1:2:3", "", ""}, {"70000", "", ""}, {"[::1", "", ""}, {"80:", "", ""},
+	} {
+		local, remote, err := parseForward(tt.in)
+		if local != tt.local || remote != tt.remote || (err == nil) != (tt.local != "") {
+			t.Errorf("parseForward(%q) = %q, %q, %v", tt.in, local, remote, err)
+		}
+	}
+}
+
+func TestSplitGuestPath(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("web:file", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		in, path, name string
+		guest          bool
+	}{
+		{":a", "a", "", true},
+		{":", ".", "", true},
+		{"web:/a b", "/a b", "web", true},
+		{"web:file", "web:file", "", false},
+		{"./a:b", "./a:b", "", false},
+		{"plain", "plain", "", false},
+		{"C:x", "C:x", "", false},
+	} {
+		path, name, guest := splitGuestPath(tt.in)
+		if path != tt.path || name != tt.name || guest != tt.guest {
+			t.Errorf("splitGuestPath(%q) = %q, %q, %v", tt.in, path, name, guest)
+		}
+	}
+}
