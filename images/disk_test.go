@@ -1,6 +1,7 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -106,4 +107,32 @@ func TestIsPath(t *testing.T) {
 			t.Errorf("isPath(%q) is %v", name, !want)
 		}
 	}
+}
+
+// The root disk promises zeroed inode tables and does not pay for them.
+func TestPackDisk(t *testing.T) {
+	requirePrograms(t, "/usr/sbin/mke2fs", "/usr/sbin/dumpe2fs")
+	s := requireSandbox(t)
+	work := t.TempDir()
+	writeFiles(t, work, map[string]string{"tree/etc/hostname": "guest", "out/.keep": ""})
+	b := build{debian: debian{s}, job: job{work: work}, to: Discard}
+	if err := b.packDisk(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	disk := b.out(rootDiskName)
+	if n := fileSize(t, disk); n != rootSize {
+		t.Errorf("%d bytes, want %d", n, int64(rootSize))
+	}
+	if n, err := allocated(disk); err != nil || n > 64<<20 {
+		t.Errorf("an empty disk takes %d MiB (%v)", n>>20, err)
+	}
+	out, err := exec.Command("/usr/sbin/dumpe2fs", disk).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	zeroed, groups := bytes.Count(out, []byte("ITABLE_ZEROED")), bytes.Count(out, []byte(": (Blocks "))
+	if zeroed != groups || groups == 0 {
+		t.Errorf("%d of %d groups have zeroed inode tables", zeroed, groups)
+	}
+	must(t, "/usr/sbin/e2fsck", "-fn", disk)
 }

@@ -11,6 +11,10 @@ import (
 
 // Spec says which image is wanted: a base by its catalogue name and, when any
 // other field is set, what is baked in on top of it.
+//
+// A build happens on the host. Run and npm scripts are confined to the image's
+// tree, without devices or privileges, but they do reach the host's network. They are for agent
+// profiles; commands that a project brings belong into the guest.
 type Spec struct {
 	Image    string       `json:"image"`              // catalogue name, see [Catalogue]
 	Packages []string     `json:"packages,omitempty"` // Debian packages, as apt-get install takes them

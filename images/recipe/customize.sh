@@ -94,5 +94,8 @@ rm -rf "$units"/ssh*.wants "$units/sshd.service"
 mask sshd-keygen.service
 wants multi-user.target ssh.service power-button.service
 
+# Compiled from what dpkg.cfg leaves out.
+rm -f "$root/usr/lib/udev/hwdb.bin" "$root/lib/udev/hwdb.bin"
+
 # systemd skips what it would do for a changed /usr.
 touch "$root/etc/.updated" "$root/var/.updated"

@@ -29,9 +29,13 @@ type Config struct {
 	Key     gossh.Signer    // authenticates User; nil: the "none" method
 	HostKey gossh.PublicKey // the only host key that is accepted
 
-	// Attempt bounds one dial with its handshake. 0: 20 s, which an
-	// emulated guest under load still meets.
+	// Attempt bounds one handshake. 0: 20 s, which an emulated guest under
+	// load still meets.
 	Attempt time.Duration
+
+	// DialAttempt bounds one dial. 0: 2 s: short, because a guest without a
+	// network yet answers nothing, and TCP asks again ever more rarely.
+	DialAttempt time.Duration
 
 	// KeepAlive is the pause between two keepalives, 0: 15 s, negative: none.
 	KeepAlive time.Duration
@@ -47,6 +51,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Attempt == 0 {
 		c.Attempt = 20 * time.Second
+	}
+	if c.DialAttempt == 0 {
+		c.DialAttempt = 2 * time.Second
 	}
 	if c.KeepAlive == 0 {
 		c.KeepAlive = 15 * time.Second

@@ -147,3 +147,23 @@ func TestLinkConnectsAgain(t *testing.T) {
 		t.Errorf("after close: %v, %v", err, second.Err())
 	}
 }
+
+// A dial into a network without a guest must be given up soon, or the guest's
+// arrival is seen late.
+func TestConnectDialsAgainSoon(t *testing.T) {
+	g := newGuest(t)
+	var attempts atomic.Int32
+	cfg := g.config()
+	cfg.DialAttempt = 50 * time.Millisecond
+	c, err := Connect(timeout(t, 10*time.Second), func(ctx context.Context) (net.Conn, error) {
+		if attempts.Add(1) < 4 {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return g.dial(ctx)
+	}, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}

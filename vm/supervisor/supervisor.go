@@ -321,9 +321,11 @@ func (s *Supervisor) powerdown(grace time.Duration) {
 		return
 	}
 	s.mu.Lock()
-	connected := s.guest != nil
+	whole := s.guest != nil && len(s.status.Lost) == 0
 	s.mu.Unlock()
-	if !connected { // nothing runs yet that would hear it
+	// Nothing runs yet that would hear it, or a guest that will hang when it
+	// unmounts what is lost.
+	if !whole {
 		grace = min(grace, earlyGrace)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
