@@ -23,6 +23,7 @@ type upFlags struct {
 func (f *upFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.config, "config", "", "read this configuration instead of the project's agentvm.yaml")
 	cmd.Flags().StringVar(&f.agent, "agent", "", "use this agent instead of the configured one")
+	cmd.Flags().DurationVar(&f.opt.BootTimeout, "timeout", 0, "how long the guest may take to become ready (default: 2 minutes, emulated 6)")
 	cmd.Flags().BoolVar(&f.opt.AllowWide, "allow-wide", false, "share / or the home directory all the same")
 }
 

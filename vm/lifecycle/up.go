@@ -38,6 +38,8 @@ type UpOptions struct {
 	AllowWide bool   // share / or a home directory all the same
 	Recreate  bool   // a new root disk
 	DryRun    bool   // decide, and act on nothing but image builds
+
+	BootTimeout time.Duration // 0: by accelerator and memory
 }
 
 // Report follows an `up`. Build gets the progress of image builds.
@@ -129,6 +131,9 @@ func (m *Manager) join(ctx context.Context, res Result, old instance.Spec, repor
 		report.Note("the configuration has changed since %q started; agentvm restart applies it", res.Instance.Name)
 	}
 	res.Spec = old
+	if res.Status.State.Usable() {
+		return res, nil
+	}
 	var err error
 	res.Status, err = m.await(ctx, res.Instance, old, report)
 	return res, err
@@ -138,6 +143,7 @@ func (m *Manager) join(ctx context.Context, res Result, old instance.Spec, repor
 func sameMachine(a, b instance.Spec) bool {
 	a.Format, b.Format = 0, 0
 	a.Created, b.Created = time.Time{}, time.Time{}
+	a.BootTimeout, b.BootTimeout = 0, 0
 	return reflect.DeepEqual(a, b)
 }
 
@@ -234,11 +240,14 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 	if in.Host.Accel, why, err = m.Accel(ctx, in.Image, in.Host.runAs(in.ID)); err != nil {
 		return fail(err)
 	}
-	if in.Host.Accel == vm.AccelTCG {
-		report.Note("WARNING: no usable KVM (%s): the guest is emulated, which is slow, and QEMU does not promise isolation for emulated guests", why)
-	}
 	spec := Resolve(in)
+	if opt.BootTimeout > 0 {
+		spec.BootTimeout = opt.BootTimeout
+	}
 	return spec, func() error {
+		if in.Host.Accel == vm.AccelTCG {
+			report.Note("WARNING: no usable KVM (%s): the guest is emulated, which is slow, and QEMU does not promise isolation for emulated guests", why)
+		}
 		if opt.Recreate || old.ImageID != spec.ImageID {
 			if err := os.Remove(inst.Path(OverlayFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove the old root disk: %w", err)
