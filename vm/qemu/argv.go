@@ -71,7 +71,7 @@ func (a *args) platform(m vm.Machine, caps Caps) {
 		pairs = append(pairs, "pflash0", "code", "pflash1", "vars")
 	}
 	a.option("-machine", caps.Machine, pairs...)
-	a.accel(m)
+	a.accel(m, caps)
 	a.option("-smp", "", "cpus", m.CPUs, "sockets", 1, "cores", m.CPUs, "threads", 1)
 	size := fmt.Sprintf("%dM", m.Memory>>20)
 	a.option("-m", "", "size", size)
@@ -83,8 +83,12 @@ func (a *args) platform(m vm.Machine, caps Caps) {
 	}
 }
 
+// translationMiB bounds the translated guest code that emulation keeps, which
+// is otherwise up to 1 GiB beside the guest's own memory.
+const translationMiB = 512
+
 // accel sets how guest code runs, and the best CPU model for it.
-func (a *args) accel(m vm.Machine) {
+func (a *args) accel(m vm.Machine, caps Caps) {
 	model := m.CPUModel
 	if m.Accel == vm.AccelKVM {
 		a.add("-accel", "kvm")
@@ -94,7 +98,7 @@ func (a *args) accel(m vm.Machine) {
 		// A guest that lost timer ticks while it did not run gets no storm of them.
 		a.option("-global", "", "kvm-pit.lost_tick_policy", "delay")
 	} else {
-		a.option("-accel", "tcg", "thread", "multi")
+		a.option("-accel", "tcg", "thread", "multi", "tb-size", caps.ifTCG("tb-size", translationMiB))
 		if model == "" {
 			model = "max"
 		}
@@ -135,6 +139,11 @@ func (a *args) control(m vm.Machine) {
 func (a *args) basics(caps Caps) {
 	a.option("-object", "rng-builtin", "id", "rng")
 	a.option("-device", "virtio-rng-pci", "rng", "rng", "disable-legacy", true)
+	if caps.HasDevice("virtio-balloon-pci") {
+		// Never inflated; it tells the host which memory the guest has
+		// freed. After a short busy spell that is a fifth of QEMU's RSS.
+		a.option("-device", "virtio-balloon-pci", "free-page-reporting", true, "disable-legacy", true)
+	}
 	if caps.HasDevice("vmgenid") {
 		a.option("-device", "vmgenid", "guid", "auto")
 	}

@@ -21,7 +21,7 @@ func testCaps() Caps {
 		Binary:       "/usr/bin/qemu-system-x86_64",
 		Machine:      "pc-q35-7.2",
 		MachineProps: []string{"vmport", "hpet", "smm", "usb", "graphics", "sata", "smbus", "i8042"},
-		Devices:      []string{"pcie-root-port", "pvpanic-pci", "vhost-user-fs-pci", "virtio-blk-pci", "vmgenid"},
+		Devices:      []string{"pcie-root-port", "pvpanic-pci", "vhost-user-fs-pci", "virtio-balloon-pci", "virtio-blk-pci", "vmgenid"},
 		Objects:      []string{"memory-backend-file", "memory-backend-memfd", "rng-builtin"},
 		Netdevs:      []string{"stream"},
 		Accels:       []Accel{vm.AccelTCG, vm.AccelKVM},

@@ -48,3 +48,11 @@ func (c Caps) ifMachine(prop string, value any) any {
 	}
 	return nil
 }
+
+// ifTCG is ifMachine for the properties of emulation.
+func (c Caps) ifTCG(prop string, value any) any {
+	if slices.Contains(c.TCGProps, prop) {
+		return value
+	}
+	return nil
+}

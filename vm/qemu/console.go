@@ -46,9 +46,9 @@ func readTail(f *os.File, size int64) ([]byte, error) {
 	return io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-size), size))
 }
 
-// controlSequence is what terminals obey: ECMA-48 control sequences, and
-// operating system commands up to their terminator.
-var controlSequence = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(\x07|\x1b\\\\)?")
+// controlSequence is what terminals obey: ECMA-48 control sequences, operating
+// system commands up to their terminator, and short escapes.
+var controlSequence = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
 
 // printable drops control sequences and whatever else is not to be seen.
 func printable(line []byte) string {

@@ -18,7 +18,7 @@ func TestConsoleTail(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"[  OK  ] Started x", "cgrüße 2J", "login:"}
+	want := []string{"[  OK  ] Started x", "grüße 2J", "login:"}
 	if diff := cmp.Diff(want, ConsoleTail(file, 3)); diff != "" {
 		t.Error(diff)
 	}

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm"
-	"github.com/agentvm/agentvm/vm/internal/testenv"
 	"github.com/agentvm/agentvm/vm/qmp"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 func realCaps(t *testing.T) Caps {

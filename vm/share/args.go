@@ -35,12 +35,13 @@ const listenFD = 3
 // trusts its own idea of a file's size over the host's; extended attributes
 // off, so that no file capability reaches the host; POSIX locks off, so that
 // they work among the guest's processes and cannot block the daemon; seccomp
-// on (the C flavour has no switch for it).
-func args(caps Caps, source string, cache CacheMode, threads int, readOnly bool, sandbox sandboxMode) []string {
+// on (the C flavour has no switch for it). The thread pool is off:
+// see docs/decisions/0021-share-cache.md.
+func args(caps Caps, source string, cache CacheMode, readOnly bool, sandbox sandboxMode) []string {
 	if caps.Flavour == FlavourRust {
-		return rustArgs(caps, source, cache, threads, readOnly, sandbox)
+		return rustArgs(caps, source, cache, readOnly, sandbox)
 	}
-	return cArgs(source, cache, threads, sandbox)
+	return cArgs(source, cache, sandbox)
 }
 
 // spareCaps are the capabilities that virtiofsd keeps for a server of many
@@ -49,7 +50,7 @@ var spareCaps = []string{"chown", "fowner", "fsetid", "setgid", "setuid", "mknod
 
 func withoutCaps() string { return "-" + strings.Join(spareCaps, ":-") }
 
-func cArgs(source string, cache CacheMode, threads int, sandbox sandboxMode) []string {
+func cArgs(source string, cache CacheMode, sandbox sandboxMode) []string {
 	if cache == CacheNever {
 		cache = "none"
 	}
@@ -61,12 +62,12 @@ func cArgs(source string, cache CacheMode, threads int, sandbox sandboxMode) []s
 		"-o", "cache=" + string(cache),
 		"-o", "log_level=warn",
 		"-o", "modcaps=" + withoutCaps(),
-		"--thread-pool-size=" + strconv.Itoa(threads),
+		"--thread-pool-size=0",
 		"--rlimit-nofile=0", // raising it is for the parent, which may
 	}
 }
 
-func rustArgs(caps Caps, source string, cache CacheMode, threads int, readOnly bool, sandbox sandboxMode) []string {
+func rustArgs(caps Caps, source string, cache CacheMode, readOnly bool, sandbox sandboxMode) []string {
 	a := []string{
 		"--fd=" + strconv.Itoa(listenFD),
 		"--shared-dir=" + source,
@@ -75,7 +76,7 @@ func rustArgs(caps Caps, source string, cache CacheMode, threads int, readOnly b
 		"--cache=" + string(cache),
 		"--log-level=warn",
 		"--modcaps=" + withoutCaps(),
-		"--thread-pool-size=" + strconv.Itoa(threads),
+		"--thread-pool-size=0",
 		"--rlimit-nofile=0",
 	}
 	// The mounts that pin and protect paths are all of one file system; to

@@ -15,16 +15,10 @@ import (
 func BenchmarkShare(b *testing.B) {
 	for name, caps := range flavours(b) {
 		for _, cache := range []CacheMode{CacheAuto, CacheNever, CacheAlways} {
-			for _, threads := range []int{0, 8} {
-				if threads != 0 && cache != CacheAuto {
-					continue
-				}
-				b.Run(fmt.Sprintf("%s/%s/threads=%d", name, cache, threads), func(b *testing.B) {
-					s := startShare(b, caps, Spec{Source: shareDir(b, ownerUser), Cache: cache, Threads: threads})
-					g := boot(b, s.spec.Socket)
-					measure(b, g, "/workspace")
-				})
-			}
+			b.Run(fmt.Sprintf("%s/%s", name, cache), func(b *testing.B) {
+				s := startShare(b, caps, Spec{Source: shareDir(b, ownerUser), Cache: cache})
+				measure(b, boot(b, s.spec.Socket), "/workspace")
+			})
 		}
 	}
 	b.Run("memory", func(b *testing.B) {

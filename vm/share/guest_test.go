@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/agentvm/agentvm/vm/internal/testenv"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 // guest is a tiny Linux in QEMU with the share at /workspace, and a shell of

@@ -33,9 +33,8 @@ type plan struct {
 	Protect  []string
 	Hide     []string
 
-	Caps    Caps
-	Cache   CacheMode
-	Threads int
+	Caps  Caps
+	Cache CacheMode
 }
 
 // report is what the stage tells its parent before it becomes virtiofsd.
@@ -134,7 +133,7 @@ func stage(out io.Writer, rep *report) error {
 		limit.Cur = limit.Max // one descriptor for each inode that the guest remembers
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
 	}
-	argv := append([]string{p.Caps.Path}, args(p.Caps, sharePoint, p.Cache, p.Threads, p.ReadOnly, sandbox)...)
+	argv := append([]string{p.Caps.Path}, args(p.Caps, sharePoint, p.Cache, p.ReadOnly, sandbox)...)
 	if err := installFilter(); err != nil {
 		return err
 	}

@@ -69,19 +69,19 @@ func TestProbeNothing(t *testing.T) {
 }
 
 func TestArgs(t *testing.T) {
-	c := args(Caps{Flavour: FlavourC}, "/s", CacheNever, 4, true, sandboxChroot)
+	c := args(Caps{Flavour: FlavourC}, "/s", CacheNever, true, sandboxChroot)
 	want := []string{"-f", "--fd=3", "-o", "source=/s", "-o", "sandbox=chroot", "-o", "cache=none", "-o", "log_level=warn",
-		"-o", "modcaps=-chown:-fowner:-fsetid:-setgid:-setuid:-mknod:-setfcap", "--thread-pool-size=4", "--rlimit-nofile=0"}
+		"-o", "modcaps=-chown:-fowner:-fsetid:-setgid:-setuid:-mknod:-setfcap", "--thread-pool-size=0", "--rlimit-nofile=0"}
 	if d := cmp.Diff(want, c); d != "" {
 		t.Error(d)
 	}
-	old := args(Caps{Flavour: FlavourRust}, "/s", CacheAuto, 0, true, sandboxNamespace)
+	old := args(Caps{Flavour: FlavourRust}, "/s", CacheAuto, true, sandboxNamespace)
 	want = []string{"--fd=3", "--shared-dir=/s", "--sandbox=namespace", "--seccomp=kill", "--cache=auto", "--log-level=warn",
 		"--modcaps=-chown:-fowner:-fsetid:-setgid:-setuid:-mknod:-setfcap", "--thread-pool-size=0", "--rlimit-nofile=0"}
 	if d := cmp.Diff(want, old); d != "" {
 		t.Error(d)
 	}
-	recent := args(Caps{Flavour: FlavourRust, Options: []string{"readonly", "no-announce-submounts"}}, "/s", CacheAuto, 0, true, sandboxNamespace)
+	recent := args(Caps{Flavour: FlavourRust, Options: []string{"readonly", "no-announce-submounts"}}, "/s", CacheAuto, true, sandboxNamespace)
 	if d := cmp.Diff(append(want, "--no-announce-submounts", "--readonly"), recent); d != "" {
 		t.Error(d)
 	}

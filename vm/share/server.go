@@ -35,8 +35,7 @@ type Spec struct {
 	Guest vm.Owner  // ids that own all in the guest; zero: 1000 and 1000
 	RunAs *vm.Owner // what the daemon and the socket belong to, when run by root
 
-	Cache   CacheMode // empty: CacheAuto
-	Threads int       // request threads; 0: one, the fastest for small files
+	Cache CacheMode // empty: CacheAuto
 
 	Log io.Writer // receives what the daemon says; nil: only Err has its end
 }
@@ -161,7 +160,7 @@ func resolve(caps Caps, spec Spec) (*os.File, plan, vm.Owner, error) {
 	p := plan{
 		Source: source, Dev: uint64(st.Dev), Ino: st.Ino,
 		ReadOnly: spec.ReadOnly, Protect: spec.Protect, Hide: spec.Hide,
-		Caps: caps, Cache: spec.Cache, Threads: spec.Threads,
+		Caps: caps, Cache: spec.Cache,
 	}
 	return dir, p, vm.Owner{UID: int(st.Uid), GID: int(st.Gid)}, nil
 }

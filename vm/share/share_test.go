@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/vm"
-	"github.com/agentvm/agentvm/vm/internal/testenv"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 // ownerUser and daemonUser are nobody in particular.

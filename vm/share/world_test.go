@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/agentvm/agentvm/vm/internal/testenv"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 // Environment of the tests:

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/agentvm/agentvm/vm/internal/testenv"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 func TestConfig(t *testing.T) {

@@ -21,7 +21,7 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
-	"github.com/agentvm/agentvm/vm/internal/testenv"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 // TestMain lets the test binary be the proxy command of an OpenSSH client.

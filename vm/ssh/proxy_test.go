@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/vm"
-	"github.com/agentvm/agentvm/vm/internal/testenv"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 // openSSH renders the configuration by which OpenSSH's clients use the proxy,

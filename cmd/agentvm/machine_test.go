@@ -1,0 +1,700 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/testenv"
+)
+
+// host is a home of its own for the real program, with the test run's image
+// cache in it.
+type host struct {
+	t       testing.TB
+	home    string
+	program string
+}
+
+// buildOnce compiles the real program; a test binary cannot stand in for it,
+// because the supervisor is the same program started again.
+var buildOnce = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "agentvm-bin")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	program := filepath.Join(dir, "agentvm")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", program, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return program, nil
+})
+
+// newHost makes a home that the unprivileged users of root's machines can
+// reach, and whose path is short enough for sockets.
+func newHost(t testing.TB) *host {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("boots a virtual machine")
+	}
+	testenv.RequireQEMU(t)
+	testenv.RequireMmdebstrap(t)
+	program, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	home, err := os.MkdirTemp("/tmp", "avm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(home, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	h := &host{t: t, home: home, program: program}
+	t.Cleanup(func() {
+		h.run("down", "--all")
+		h.nothingLeft()
+		if err := os.RemoveAll(home); err != nil {
+			t.Error(err)
+		}
+	})
+	if cache := os.Getenv("AGENTVM_TEST_CACHE"); cache != "" {
+		shared := filepath.Join(cache, "agentvm-images")
+		if err := os.MkdirAll(shared, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(home, "cache"), 0o711); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(shared, filepath.Join(home, "cache", "images")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return h
+}
+
+// project makes a workspace with an agentvm.yaml.
+func (h *host) project(name, config string) string {
+	h.t.Helper()
+	dir := filepath.Join(h.home, "w", name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "agentvm.yaml"), []byte(config), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+	return dir
+}
+
+// command is the real program in a directory.
+func (h *host) command(dir string, args ...string) *exec.Cmd {
+	cmd := exec.Command(h.program, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "AGENTVM_HOME="+h.home, "AGENTVM_TEST_SECRET=not for the guest")
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+type outcome struct {
+	stdout, stderr string
+	code           int
+	took           time.Duration
+}
+
+func (h *host) run(args ...string) outcome { return h.runIn(h.home, "", args...) }
+
+func (h *host) runIn(dir, stdin string, args ...string) outcome {
+	h.t.Helper()
+	cmd := h.command(dir, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	begun := time.Now()
+	err := cmd.Run()
+	o := outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode(), time.Since(begun)}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		h.t.Fatalf("agentvm %q: %v\n%s", args, err, o.stderr)
+	}
+	return o
+}
+
+// must runs a command that has to succeed.
+func (h *host) must(dir string, args ...string) outcome {
+	h.t.Helper()
+	o := h.runIn(dir, "", args...)
+	if o.code != 0 {
+		h.t.Fatalf("agentvm %q: exit code %d\n%s%s", args, o.code, o.stdout, o.stderr)
+	}
+	return o
+}
+
+// fails runs a command that must end with a code and say something.
+func (h *host) fails(dir string, code int, says string, args ...string) {
+	h.t.Helper()
+	o := h.runIn(dir, "", args...)
+	if o.code != code || !strings.Contains(o.stderr, says) {
+		h.t.Errorf("agentvm %q: exit code %d, want %d; want %q in\n%s", args, o.code, code, says, o.stderr)
+	}
+}
+
+// guest runs a shell line in the machine and wants it to succeed.
+func (h *host) guest(dir, script string) string {
+	h.t.Helper()
+	return h.must(dir, "exec", "--", "sh", "-c", script).stdout
+}
+
+func (h *host) status(dir string) view {
+	h.t.Helper()
+	var v view
+	if err := json.Unmarshal([]byte(h.must(dir, "status", "--json").stdout), &v); err != nil {
+		h.t.Fatal(err)
+	}
+	return v
+}
+
+// processes lists what runs with this home in its arguments or environment.
+func (h *host) processes() (list []string) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		args, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil || len(args) == 0 || filepath.Base(dir) == strconv.Itoa(os.Getpid()) {
+			continue // gone, or a zombie
+		}
+		env, _ := os.ReadFile(filepath.Join(dir, "environ"))
+		if bytes.Contains(args, []byte(h.home)) || bytes.Contains(env, []byte("AGENTVM_HOME="+h.home+"\x00")) {
+			list = append(list, fmt.Sprintf("%s: %s", filepath.Base(dir), bytes.ReplaceAll(args, []byte{0}, []byte{' '})))
+		}
+	}
+	return list
+}
+
+// nothingLeft checks for processes, mounts and sockets of this home. Dying
+// takes the kernel a moment.
+func (h *host) nothingLeft() {
+	h.t.Helper()
+	var left []string
+	for range 50 {
+		left = h.processes()
+		mounts, _ := os.ReadFile("/proc/self/mounts")
+		if strings.Contains(string(mounts), h.home) {
+			left = append(left, "a mount")
+		}
+		sockets, _ := filepath.Glob(filepath.Join(h.home, "run", "*"))
+		left = append(left, sockets...)
+		if len(left) == 0 {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	h.t.Errorf("left behind: %s", strings.Join(left, "\n"))
+}
+
+// kill -9 a process of the machine.
+func (h *host) kill(dir, process string) {
+	h.t.Helper()
+	pid := h.status(dir).Processes[process]
+	if pid == 0 {
+		h.t.Fatalf("no process %s in %v", process, h.status(dir).Processes)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// until waits for a state.
+func (h *host) until(dir string, want instance.State) view {
+	h.t.Helper()
+	for range 600 {
+		if v := h.status(dir); v.State == want {
+			return v
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	v := h.status(dir)
+	h.t.Fatalf("state %s (%s), want %s", v.State, v.Reason, want)
+	return v
+}
+
+// oddName has what paths may have: spaces, commas, quotes, a newline, what is
+// special to shells, to QEMU and to systemd, and length.
+var oddName = "a b,c=d'e\"f%g$h\\i;j*k\nü日" + strings.Repeat("x", 180)
+
+// TestMachine takes one machine through a working day.
+func TestMachine(t *testing.T) {
+	h := newHost(t)
+	service := httpService(t)
+	data := filepath.Join(h.home, "w", "data")
+	if err := os.MkdirAll(data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(data, "in"), []byte("of the host\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dir := h.project(oddName, fmt.Sprintf(`version: 1
+name: day
+resources: {memory: 1GiB}
+workspace: {protect: [keep], hide: [secret.env]}
+mounts: [{source: %q, target: /data, readonly: true}]
+provision: {run: ["echo once >>provisioned"]}
+network: {services: [{name: model.internal, port: 80, target: %q}]}
+git: {name: "Ada O'Lovelace", email: ada@example.org}
+env: {GREETING: "it's, me"}
+`, data, service))
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("keep", "as it was\n")
+	write("secret.env", "TOKEN=1\n")
+	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+
+	t.Run("up twice at once", func(t *testing.T) {
+		var wait sync.WaitGroup
+		results := make([]outcome, 2)
+		for i := range results {
+			wait.Go(func() { results[i] = h.runIn(dir, "", "up") })
+		}
+		wait.Wait()
+		already := 0
+		for _, r := range results {
+			if r.code != 0 {
+				t.Fatalf("exit code %d\n%s", r.code, r.stderr)
+			}
+			if strings.Contains(r.stderr, "already running") {
+				already++
+			}
+		}
+		if already != 1 {
+			t.Errorf("%d of 2 found it running:\n%s\n%s", already, results[0].stderr, results[1].stderr)
+		}
+		if v := h.status(dir); v.State != instance.Ready || len(v.Warnings) != 0 {
+			t.Fatalf("%+v", v)
+		}
+	})
+
+	t.Run("exec", func(t *testing.T) {
+		for _, tt := range []struct {
+			name   string
+			args   []string
+			stdin  string
+			stdout string
+			code   int
+		}{
+			{"exit code", []string{"--", "sh", "-c", "exit 42"}, "", "", 42},
+			{"signal", []string{"--", "sh", "-c", "kill -TERM $$"}, "", "", 143},
+			{"arguments", []string{"--", "printf", "%s|", "a b", "", "'", "\"", "$HOME", "\\", "*", "\n"}, "", "a b||'|\"|$HOME|\\|*|\n|", 0},
+			{"stdin", []string{"--", "cat"}, "line\x00binary\xff", "line\x00binary\xff", 0},
+			{"no stdin", []string{"--no-stdin", "--", "cat"}, "unread", "", 0},
+			{"directory", []string{"--", "pwd"}, "", "/workspace\n", 0},
+			{"other directory", []string{"-w", "/data", "--", "cat", "in"}, "", "of the host\n", 0},
+			{"environment", []string{"-e", "A=it's $5", "--", "sh", "-c", "echo $A, $GREETING, $AGENTVM_TEST_SECRET."}, "", "it's $5, it's, me, .\n", 0},
+			{"not found", []string{"--", "no-such-program"}, "", "", 127},
+			{"user", []string{"--", "id", "-un"}, "", "agent\n", 0},
+			{"git identity", []string{"--", "git", "config", "user.name"}, "", "Ada O'Lovelace\n", 0},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				o := h.runIn(dir, tt.stdin, append([]string{"exec"}, tt.args...)...)
+				if o.stdout != tt.stdout || o.code != tt.code {
+					t.Errorf("%q, exit code %d\n%s", o.stdout, o.code, o.stderr)
+				}
+			})
+		}
+		if got := h.must(filepath.Join(dir, "sub"), "exec", "--", "pwd").stdout; got != "/workspace/sub\n" {
+			t.Errorf("in a subdirectory: %q", got)
+		}
+	})
+
+	t.Run("interrupt reaches the program", func(t *testing.T) {
+		cmd := h.command(dir, "exec", "--", "sh", "-c", `trap 'echo caught; exit 9' INT; echo go; while :; do sleep 0.1; done`)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 3)
+		if _, err := io.ReadFull(out, buf); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Process.Signal(syscall.SIGINT)
+		rest, _ := io.ReadAll(out)
+		_ = cmd.Wait()
+		if string(rest) != "caught\n" || cmd.ProcessState.ExitCode() != 9 {
+			t.Errorf("%q, exit code %d", rest, cmd.ProcessState.ExitCode())
+		}
+	})
+
+	t.Run("workspace", func(t *testing.T) {
+		h.guest(dir, "echo made >made && mkdir d && echo x >d/x && chmod 600 d/x")
+		me, _ := user.Current()
+		for _, name := range []string{"made", "d", "d/x", "provisioned"} {
+			fi, err := os.Lstat(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st := fi.Sys().(*syscall.Stat_t); strconv.Itoa(int(st.Uid)) != me.Uid || strconv.Itoa(int(st.Gid)) != me.Gid {
+				t.Errorf("%s belongs to %d:%d", name, st.Uid, st.Gid)
+			}
+		}
+		write("made", "changed by the host\n")
+		for range 20 { // at once, or as good as
+			if h.guest(dir, "cat made") == "changed by the host\n" {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		if got := h.guest(dir, "cat made"); got != "changed by the host\n" {
+			t.Errorf("the guest still sees %q", got)
+		}
+		if got := h.guest(dir, "cat secret.env"); got != "" {
+			t.Errorf("the guest sees the hidden file: %q", got)
+		}
+		for name, script := range map[string]string{
+			"device node":        "sudo mknod dev c 1 3",
+			"foreign owner":      "sudo chown 1234 made && test $(stat -c %u made) = 1234",
+			"protected":          "sudo sh -c 'echo x >keep'",
+			"protected, removed": "sudo rm -f keep",
+			"protected, moved":   "sudo mv keep elsewhere",
+			"remounted":          "sudo mount -o remount,rw /data; sudo sh -c 'echo x >/data/in'",
+			"read-only":          "sudo touch /data/new",
+		} {
+			if o := h.runIn(dir, "", "exec", "--", "sh", "-c", script); o.code == 0 {
+				t.Errorf("%s: guest root could", name)
+			}
+		}
+		if got, _ := os.ReadFile(filepath.Join(dir, "keep")); string(got) != "as it was\n" {
+			t.Errorf("the protected file is %q", got)
+		}
+		if got, _ := os.ReadFile(filepath.Join(data, "in")); string(got) != "of the host\n" {
+			t.Errorf("the read-only file is %q", got)
+		}
+		// What guest root makes is the owner's too, or is not made at all.
+		h.runIn(dir, "", "exec", "--", "sudo", "touch", "by-root")
+		if fi, err := os.Lstat(filepath.Join(dir, "by-root")); err == nil {
+			if st := fi.Sys().(*syscall.Stat_t); strconv.Itoa(int(st.Uid)) != me.Uid {
+				t.Errorf("guest root's file belongs to %d", st.Uid)
+			}
+		}
+	})
+
+	t.Run("network", func(t *testing.T) {
+		if got := h.guest(dir, "curl -sS -m 20 http://model.internal/"); got != "the service\n" {
+			t.Errorf("the service says %q", got)
+		}
+		_, port, _ := net.SplitHostPort(service)
+		for _, target := range []string{
+			"http://example.org/", "http://1.1.1.1/", "https://1.1.1.1/", "http://169.254.169.254/",
+			"http://127.0.0.1:" + port, "http://192.168.127.1:" + port, "http://192.168.127.254:" + port, "http://10.0.0.1/", "http://[2606:4700:4700::1111]/",
+		} {
+			if o := h.runIn(dir, "", "exec", "--", "curl", "-sS", "-m", "5", target); o.code == 0 {
+				t.Errorf("%s was reached: %s", target, o.stdout)
+			}
+		}
+		if log := h.must(dir, "logs", "-s", "network").stdout; !strings.Contains(log, `"verdict":"deny"`) || !strings.Contains(log, `"verdict":"allow"`) {
+			t.Errorf("network log:\n%s", log)
+		}
+	})
+
+	t.Run("cp", func(t *testing.T) {
+		h.must(dir, "cp", data, ":copied")
+		if got := h.must(dir, "exec", "-w", "/home/agent", "--", "cat", "copied/in").stdout; got != "of the host\n" {
+			t.Errorf("copied in: %q", got)
+		}
+		h.must(dir, "cp", "day:/etc/hostname", filepath.Join(h.home, "w", "out"))
+		if got, _ := os.ReadFile(filepath.Join(h.home, "w", "out")); string(got) != "day\n" {
+			t.Errorf("copied out: %q", got)
+		}
+	})
+
+	t.Run("forward", func(t *testing.T) {
+		server := h.command(dir, "exec", "--", "python3", "-m", "http.server", "--directory", "/data", "8123")
+		forward := h.command(dir, "forward", "0:8123")
+		out, err := forward.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, cmd := range []*exec.Cmd{server, forward} {
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer cmd.Wait()
+			defer cmd.Process.Signal(syscall.SIGTERM)
+		}
+		var address string
+		if _, err := fmt.Fscanf(out, "agentvm: %s is the guest's", &address); err != nil {
+			t.Fatal(err)
+		}
+		go io.Copy(io.Discard, out)
+		var body string
+		for range 100 {
+			if resp, err := http.Get("http://" + address + "/in"); err == nil {
+				b, _ := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if body = string(b); body != "" {
+					break
+				}
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if body != "of the host\n" {
+			t.Errorf("through the forwarded port: %q", body)
+		}
+	})
+
+	t.Run("OpenSSH", func(t *testing.T) { openSSH(t, h, dir, data) })
+
+	t.Run("virtiofsd is killed", func(t *testing.T) {
+		h.kill(dir, "virtiofsd-workspace")
+		v := h.until(dir, instance.Degraded)
+		if !strings.Contains(v.Reason, "share at /workspace is lost") {
+			t.Errorf("reason %q", v.Reason)
+		}
+		h.fails(dir, exitConnection, "share at /workspace is lost", "exec", "--", "ls")
+		if got := h.must(dir, "exec", "-w", "/", "--", "echo", "alive").stdout; got != "alive\n" {
+			t.Errorf("outside the share: %q", got)
+		}
+		h.must(dir, "restart", "--timeout", "2s")
+		if got := h.guest(dir, "cat keep; cat provisioned"); got != "as it was\nonce\n" {
+			t.Errorf("after the restart: %q", got)
+		}
+	})
+
+	t.Run("guest restarts itself", func(t *testing.T) {
+		boot := h.guest(dir, "cat /proc/sys/kernel/random/boot_id; touch ~/kept")
+		h.runIn(dir, "", "exec", "--", "sudo", "systemctl", "reboot")
+		h.until(dir, instance.Booting)
+		h.must(dir, "up")
+		if now := h.guest(dir, "cat /proc/sys/kernel/random/boot_id; ls ~/kept >/dev/null"); now == boot {
+			t.Error("it is the same boot")
+		}
+		h.guest(dir, "echo x >after-reboot")
+	})
+
+	t.Run("supervisor is killed", func(t *testing.T) {
+		h.kill(dir, "supervisor")
+		v := h.until(dir, instance.Failed)
+		if !strings.Contains(v.Reason, "was killed while ready") {
+			t.Errorf("reason %q", v.Reason)
+		}
+		h.nothingLeft()
+		h.fails(dir, exitConnection, "was killed while ready", "exec", "--", "true")
+	})
+
+	t.Run("guest powers itself off", func(t *testing.T) {
+		o := h.must(dir, "start")
+		if !strings.Contains(o.stderr, "was killed while ready") {
+			t.Errorf("start does not say what happened:\n%s", o.stderr)
+		}
+		h.runIn(dir, "", "exec", "--", "sudo", "systemctl", "poweroff")
+		if v := h.until(dir, instance.Stopped); !strings.Contains(v.Reason, "powered itself off") {
+			t.Errorf("reason %q", v.Reason)
+		}
+		h.nothingLeft()
+	})
+
+	t.Run("damaged disk", func(t *testing.T) {
+		path := filepath.Join(h.home, "state", "instances", "day", "root.qcow2")
+		if err := os.WriteFile(path, []byte("not a disk"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		h.fails(dir, exitFailure, "qcow2", "start")
+		h.nothingLeft()
+	})
+
+	t.Run("down", func(t *testing.T) {
+		h.must(dir, "down")
+		h.fails(dir, exitNotFound, "no virtual machine", "status", "day")
+		if _, err := os.Stat(filepath.Join(dir, "made")); err != nil {
+			t.Error("the workspace was touched")
+		}
+		left, _ := filepath.Glob(filepath.Join(h.home, "state", "instances", "*"))
+		if len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	})
+}
+
+// openSSH uses the programs that people have.
+func openSSH(t *testing.T, h *host, dir, data string) {
+	testenv.Require(t, "ssh", "scp", "rsync", "git")
+	config := filepath.Join(h.home, "w", "ssh_config")
+	if err := os.WriteFile(config, []byte(h.must(dir, "ssh-config").stdout), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	work := t.TempDir()
+	sh := func(script string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "sh", "-euc", script)
+		cmd.Dir = work
+		cmd.Env = append(os.Environ(), "CONFIG="+config, "DATA="+data, "GIT_SSH_COMMAND=ssh -F "+config,
+			"GIT_CONFIG_GLOBAL=/dev/null", "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@b", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@b")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %v\n%s", script, err, out)
+		}
+		return string(out)
+	}
+	if got := sh(`ssh -F "$CONFIG" day 'echo "$USER in $(pwd)"'`); got != "agent in /home/agent\n" {
+		t.Errorf("ssh: %q", got)
+	}
+	sh(`scp -q -F "$CONFIG" "$DATA/in" day:by-scp && scp -q -F "$CONFIG" day:by-scp back && cmp back "$DATA/in"`)
+	sh(`rsync -a -e "ssh -F $CONFIG" "$DATA/" day:by-rsync/ && ssh -F "$CONFIG" day cat by-rsync/in`)
+	sh(`ssh -F "$CONFIG" day git init -q --bare repo.git
+		git init -q r && cd r && echo x >f && git add f && git commit -qm m && git push -q day:repo.git HEAD:main
+		cd .. && git clone -q -b main day:repo.git clone && cmp clone/f r/f`)
+}
+
+// httpService answers on the host.
+func httpService(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "the service") })}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	return l.Addr().String()
+}
+
+// TestInterruptedUp presses Ctrl-C at many moments of the same `up`.
+func TestInterruptedUp(t *testing.T) {
+	h := newHost(t)
+	dir := h.project("p", "version: 1\nresources: {memory: 512MiB}\n")
+	h.must(dir, "image", "build")
+	for _, after := range []time.Duration{0, 20, 60, 120, 250, 500, 1000, 2500, 6000} {
+		after *= time.Millisecond
+		t.Run(after.String(), func(t *testing.T) {
+			cmd := h.command(dir, "up")
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(after)
+			_ = cmd.Process.Signal(syscall.SIGINT)
+			begun := time.Now()
+			_ = cmd.Wait()
+			if took := time.Since(begun); took > 10*time.Second {
+				t.Errorf("it took %s to end", took)
+			}
+			// A signal that comes before the program listens ends it the plain way.
+			if code := cmd.ProcessState.ExitCode(); code != exitInterrupt && code != -1 {
+				t.Errorf("exit code %d\n%s", code, &stderr)
+			}
+			h.nothingLeft()
+			var list []view
+			if err := json.Unmarshal([]byte(h.run("ls", "--json").stdout), &list); err != nil || len(list) > 0 {
+				t.Errorf("left: %+v, %v", list, err)
+			}
+		})
+	}
+}
+
+// TestKilledWhileStarting kills -9 the supervisor, QEMU and virtiofsd at
+// moments of a start; each time the next command knows what happened.
+func TestKilledWhileStarting(t *testing.T) {
+	h := newHost(t)
+	dir := h.project("p", "version: 1\nname: victim\nresources: {memory: 512MiB}\n")
+	h.must(dir, "image", "build")
+	for _, tt := range []struct{ process, says string }{
+		{"supervisor", "was killed while"},
+		{"qemu", "signal: killed"},
+		{"virtiofsd-workspace", "share at /workspace is lost"},
+	} {
+		t.Run(tt.process, func(t *testing.T) {
+			cmd := h.command(dir, "up")
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for range 300 {
+				if o := h.runIn(dir, "", "status", "victim", "--json"); strings.Contains(o.stdout, `"`+tt.process+`":`) && strings.Contains(o.stdout, `"booting"`) {
+					break
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+			h.kill(dir, tt.process)
+			_ = cmd.Wait()
+			if code := cmd.ProcessState.ExitCode(); code != exitFailure || !strings.Contains(stderr.String(), tt.says) {
+				t.Errorf("exit code %d, want %q in\n%s", code, tt.says, &stderr)
+			}
+			if v := h.status(dir); v.State != instance.Failed || !strings.Contains(v.Reason, tt.says) {
+				t.Errorf("%s: %s", v.State, v.Reason)
+			}
+			h.nothingLeft()
+		})
+	}
+}
+
+// TestNeverReady boots a disk with nothing on it.
+func TestNeverReady(t *testing.T) {
+	h := newHost(t)
+	dir := h.project("p", "version: 1\nname: empty\nimage: ./empty.img\nresources: {memory: 256MiB}\n")
+	if err := os.WriteFile(filepath.Join(dir, "empty.img"), make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o := h.runIn(dir, "", "up", "--timeout", "8s")
+	if o.code != exitTimeout && o.code != exitFailure {
+		t.Errorf("exit code %d", o.code)
+	}
+	for _, want := range []string{"did not become ready in time", "last console lines", "hint: agentvm logs empty"} {
+		if !strings.Contains(o.stderr, want) {
+			t.Errorf("want %q in\n%s", want, o.stderr)
+		}
+	}
+	if log := h.must(dir, "logs", "empty", "-s", "console").stdout; log == "" {
+		t.Error("the console log is empty")
+	}
+	h.nothingLeft()
+}
+
+// TestFullDisk starts on a file system without room.
+func TestFullDisk(t *testing.T) {
+	testenv.RequireRoot(t)
+	h := newHost(t)
+	dir := h.project("p", "version: 1\nresources: {memory: 512MiB}\n")
+	h.must(dir, "image", "build")
+	state := filepath.Join(h.home, "state")
+	if err := os.MkdirAll(state, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", state, "tmpfs", 0, "size=16m,mode=711"); err != nil {
+		testenv.Unavailable(t, "needs a small file system: %v", err)
+	}
+	o := h.runIn(dir, "", "up")
+	if err := syscall.Unmount(state, 0); err != nil {
+		t.Fatal(err)
+	}
+	if o.code != exitHost || !strings.Contains(o.stderr, "MiB free") || !strings.Contains(o.stderr, "hint:") {
+		t.Errorf("exit code %d\n%s", o.code, o.stderr)
+	}
+}
