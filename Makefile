@@ -22,6 +22,7 @@ export AGENTVM_TEST_CACHE ?= $(if $(ROOT),/var/cache,$(CACHE))/agentvm-test
 # A clone that git refuses to read (another owner's) builds without a revision.
 BUILDVCS := $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
 VERSION  := $(patsubst v%,%,$(shell git describe --tags --dirty --match 'v[0-9]*' 2>/dev/null))
+LDFLAGS  := $(if $(VERSION),-ldflags '-X main.version=$(VERSION)')
 
 .DEFAULT_GOAL := help
 .PHONY: help deps deps-test build install demo test test-unit test-user lint bench completion clean
@@ -41,8 +42,7 @@ deps-test:
 	@scripts/deps run build test
 
 build: ## build bin/agentvm
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS) \
-		$(if $(VERSION),-ldflags '-X main.version=$(VERSION)') -o bin/ ./cmd/agentvm
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS) $(LDFLAGS) -o bin/ ./cmd/agentvm
 
 install: build ## install agentvm and its shell completions below PREFIX
 	install -D -m 755 bin/agentvm '$(DESTDIR)$(PREFIX)/bin/agentvm'
