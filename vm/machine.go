@@ -76,6 +76,7 @@ type Share struct {
 type NIC struct {
 	MAC    string
 	Socket string
+	MTU    int // told to the guest's driver; 0: the guest's default
 }
 
 // Owner is a numeric user and group on the host.

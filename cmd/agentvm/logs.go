@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -15,9 +16,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/console"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/lifecycle"
-	"github.com/agentvm/agentvm/vm/supervisor"
 )
 
 // logFiles are an instance's logs by the name that --source takes.
@@ -83,11 +84,7 @@ func (a *app) showLog(ctx context.Context, inst *instance.Instance, path string,
 	}
 	defer f.Close()
 	if lines > 0 {
-		last, err := supervisor.Tail(path, lines)
-		if err != nil {
-			return err
-		}
-		for _, line := range last {
+		for _, line := range console.Tail(path, lines) {
 			if err := a.printf("%s\n", line); err != nil {
 				return err
 			}
@@ -96,15 +93,25 @@ func (a *app) showLog(ctx context.Context, inst *instance.Instance, path string,
 			return err
 		}
 	}
+	rest := bufio.NewReader(f)
 	for {
-		if err := a.copyPrintable(f); err != nil {
+		if err := a.showLines(rest); err != nil {
 			return err
 		}
 		if !follow {
 			return nil
 		}
 		if s, err := inst.Status(); err != nil || !s.State.Live() {
-			return a.copyPrintable(f)
+			return a.showLines(rest)
+		}
+		// A console log that grew too long has been cut.
+		if fi, err := f.Stat(); err == nil {
+			if at, err := f.Seek(0, io.SeekCurrent); err == nil && at > fi.Size() {
+				if _, err := f.Seek(0, io.SeekStart); err != nil {
+					return err
+				}
+				rest.Reset(f)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -114,14 +121,13 @@ func (a *app) showLog(ctx context.Context, inst *instance.Instance, path string,
 	}
 }
 
-// copyPrintable prints the rest of a log. A guest wrote parts of it: what
+// showLines prints what is there of a log. A guest wrote parts of it: what
 // could drive the terminal is dropped.
-func (a *app) copyPrintable(r io.Reader) error {
-	buf := make([]byte, 32<<10)
+func (a *app) showLines(r *bufio.Reader) error {
 	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if err := a.printf("%s", supervisor.Printable(strings.ToValidUTF8(string(buf[:n]), "?"))); err != nil {
+		line, err := r.ReadBytes('\n')
+		if len(line) > 0 {
+			if err := a.printf("%s\n", console.Printable(line)); err != nil {
 				return err
 			}
 		}

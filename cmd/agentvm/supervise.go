@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +22,10 @@ func (a *app) superviseCommand() *cobra.Command {
 			inst, err := store.Get(args[0])
 			if err != nil {
 				return err
+			}
+			// Core files would hold keys and what the guest sent; children inherit it.
+			if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+				return fmt.Errorf("forbid core files: %w", err)
 			}
 			log := slog.New(slog.NewTextHandler(a.stderr, nil))
 			return supervisor.Run(cmd.Context(), inst, parts{cache: store.Dirs.Cache, log: log}, log)

@@ -186,7 +186,11 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string) (superviso
 		return nil, err
 	}
 	p.log.Info("start", "command", qemu.CommandLine(argv))
-	process, err := qemu.Start(ctx, argv, qemu.Options{RunAs: m.RunAs, Groups: qemu.KVMGroups(), LogFile: log})
+	opts := qemu.Options{RunAs: m.RunAs, LogFile: log}
+	if m.Accel == vm.AccelKVM {
+		opts.Groups = qemu.KVMGroups()
+	}
+	process, err := qemu.Start(ctx, argv, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -87,7 +87,7 @@ mask cloud-init-local.service cloud-init-network.service cloud-init.service clou
 	cloud-final.service cloud-init-hotplugd.socket cloud-init-hotplugd.service
 mkdir -p "$root/var/lib/cloud/seed/nocloud" "$units/multi-user.target.wants"
 ln -sf /usr/lib/systemd/system/cloud-init.target "$units/multi-user.target.wants/cloud-init.target"
-wants cloud-init.target cloud-init-main.service systemd-networkd.path coldplug.service
+wants cloud-init.target cloud-init-main.service systemd-networkd.path coldplug.path
 
 # sshd: its host key comes from the seed.
 rm -rf "$units"/ssh*.wants "$units/sshd.service"

@@ -12,6 +12,7 @@ import (
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/agent"
 	"github.com/agentvm/agentvm/vm/instance"
+	vmnet "github.com/agentvm/agentvm/vm/network"
 )
 
 // The guest as every part of the program knows it.
@@ -62,7 +63,7 @@ func Resolve(in Inputs) instance.Spec {
 			{ID: "root", Path: filepath.Join(in.Dir, OverlayFile), Format: "qcow2", Serial: "root"},
 			{ID: "seed", Path: filepath.Join(in.Dir, SeedFile), Format: "raw", Serial: "seed", ReadOnly: true},
 		},
-		NICs:    []vm.NIC{{MAC: guestMAC, Socket: filepath.Join(in.Run, "vm", "net.sock")}},
+		NICs:    []vm.NIC{{MAC: guestMAC, Socket: filepath.Join(in.Run, "vm", "net.sock"), MTU: vmnet.DefaultMTU}},
 		Console: filepath.Join(in.Dir, ConsoleFile),
 		QMP:     filepath.Join(in.Run, "vm", "qmp.sock"),
 		RunAs:   in.Host.runAs(in.ID),

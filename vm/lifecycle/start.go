@@ -135,6 +135,10 @@ func (m *Manager) await(ctx context.Context, inst *instance.Instance, spec insta
 	if last.State.Usable() {
 		return last, nil
 	}
+	// Its end shows on the socket before the kernel has cleared it away.
+	if err := m.gone(ctx, inst, last.Supervisor); err != nil {
+		return last, err
+	}
 	return failure(inst, nil)
 }
 

@@ -241,6 +241,15 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 		return fail(err)
 	}
 	spec := Resolve(in)
+	facts := cloudinit.HostProbe().Facts(ctx)
+	if len(facts.CAs) > 0 {
+		// Programs with a list of their own trust the host's extra CAs only so.
+		for name, value := range cloudinit.CAEnv() {
+			if _, set := spec.Guest.Env[name]; !set {
+				spec.Guest.Env[name] = value
+			}
+		}
+	}
 	if opt.BootTimeout > 0 {
 		spec.BootTimeout = opt.BootTimeout
 	}
@@ -253,7 +262,6 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 				return fmt.Errorf("remove the old root disk: %w", err)
 			}
 		}
-		facts := cloudinit.HostProbe().Facts(ctx)
 		git := facts.Git
 		if g := p.Config.Git; g.Name != "" || g.Email != "" {
 			git.Name, git.Email = g.Name, g.Email

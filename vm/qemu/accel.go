@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/console"
 	"golang.org/x/sys/unix"
 )
 
@@ -262,8 +263,8 @@ func watchBoot(ctx context.Context, q *Process, console string) error {
 }
 
 // lastLine quotes the end of a console for a message.
-func lastLine(console string) string {
-	last := ConsoleTail(console, 1)
+func lastLine(file string) string {
+	last := console.Tail(file, 1)
 	if len(last) == 0 {
 		return " before it says anything"
 	}

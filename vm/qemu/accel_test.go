@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 func TestHasVirtFlag(t *testing.T) {
@@ -80,15 +81,7 @@ func testKernel(t *testing.T) string {
 	if k := os.Getenv("AGENTVM_TEST_KERNEL"); k != "" {
 		return k
 	}
-	found, _ := filepath.Glob("/boot/vmlinuz-*")
-	for _, k := range found {
-		if f, err := os.Open(k); err == nil {
-			f.Close()
-			return k
-		}
-	}
-	t.Skip("no kernel to boot: set AGENTVM_TEST_KERNEL to a Linux bzImage")
-	return ""
+	return filepath.Join(testenv.Debian13(t), "boot", "vmlinuz")
 }
 
 func TestKernelBoots(t *testing.T) {

@@ -156,7 +156,8 @@ func (a *args) nic(i int, n vm.NIC) {
 	id := fmt.Sprintf("net%d", i)
 	a.option("-netdev", "stream", "id", id, "server", false, "addr.type", "unix", "addr.path", n.Socket)
 	// No option ROM: nothing boots from the network.
-	a.option("-device", "virtio-net-pci", "netdev", id, "mac", n.MAC, "romfile", "", "disable-legacy", true)
+	a.option("-device", "virtio-net-pci", "netdev", id, "mac", n.MAC,
+		"host_mtu", unless(n.MTU == 0, n.MTU), "romfile", "", "disable-legacy", true)
 }
 
 func (a *args) disk(i int, d vm.Disk) {

@@ -120,7 +120,7 @@ func TestOrdinaryUser(t *testing.T) {
 func asOrdinaryUser(t *testing.T, run string, env ...string) {
 	t.Helper()
 	home := publicDir(t)
-	if out, err := exec.Command("cp", "-a", filepath.Dir(trixie(t)), home).CombinedOutput(); err != nil {
+	if out, err := exec.Command("cp", "-a", filepath.Dir(testenv.Debian13(t)), home).CombinedOutput(); err != nil {
 		t.Fatalf("copy packages: %v\n%s", err, out)
 	}
 	if out, err := exec.Command("chown", "-R", fmt.Sprintf("%d:%d", ownerUser.UID, ownerUser.GID), home).CombinedOutput(); err != nil {

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/console"
 	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
 )
@@ -65,6 +66,9 @@ const (
 	defaultGrace = 20 * time.Second
 	earlyGrace   = 3 * time.Second
 	reapTimeout  = 5 * time.Second
+
+	consoleLines = 20       // shown of a failed boot
+	consoleBytes = 16 << 20 // kept of a console's log
 )
 
 // Run brings the instance to life and returns when it has ended. Its error is
@@ -95,6 +99,11 @@ func Run(ctx context.Context, inst *instance.Instance, parts Parts, log *slog.Lo
 	served := make(chan error, 1)
 	go func() { served <- control.Serve(s.control, s) }()
 
+	go func() {
+		if err := console.Bound(life, s.spec.Machine.Console, consoleBytes); err != nil {
+			log.Error("console log", "error", err)
+		}
+	}()
 	err = s.start(life)
 	if err == nil {
 		err = s.live(life)
@@ -295,12 +304,12 @@ func (s *Supervisor) end(cause error) error {
 		s.to(instance.Stopping, stop.reason)
 		s.powerdown(stop.grace)
 	}
-	console := s.consoleTail()
+	last := console.Tail(s.spec.Machine.Console, consoleLines)
 	s.takeDown()
 	s.mu.Lock()
 	s.status.Children = nil
 	if !asked && !(errors.As(cause, &ended) && ended.err == nil) {
-		s.status.Console = console
+		s.status.Console = last
 	}
 	s.mu.Unlock()
 	switch {
@@ -379,15 +388,6 @@ func (s *Supervisor) setGuest(g Guest) {
 			s.log.Debug("close guest connection", "error", err)
 		}
 	}
-}
-
-// consoleTail reads the guest's last console lines.
-func (s *Supervisor) consoleTail() []string {
-	lines, err := Tail(s.spec.Machine.Console, 20)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		s.log.Warn("read console", "error", err)
-	}
-	return lines
 }
 
 // fail records a failure.

@@ -1,4 +1,4 @@
-package qemu
+package console
 
 import (
 	"os"
@@ -9,9 +9,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestConsoleTail(t *testing.T) {
+func TestTail(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "console")
-	if got := ConsoleTail(file, 3); got != nil {
+	if got := Tail(file, 3); got != nil {
 		t.Errorf("of no file: %q", got)
 	}
 	text := strings.Repeat("old\n", 10_000) + "[\x1b[0;32m  OK  \x1b[0m] Started \x1b]0;title\x07x\r\n\n\x1bcgrüße \xff\x00\x9b2J\nlogin: "
@@ -19,14 +19,14 @@ func TestConsoleTail(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{"[  OK  ] Started x", "grüße 2J", "login:"}
-	if diff := cmp.Diff(want, ConsoleTail(file, 3)); diff != "" {
+	if diff := cmp.Diff(want, Tail(file, 3)); diff != "" {
 		t.Error(diff)
 	}
 }
 
 func TestCutConsoleWhileItGrows(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "console")
-	if err := cutConsole(file, 1000); err != nil {
+	if err := cut(file, 1000); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) // as QEMU has it
@@ -36,7 +36,7 @@ func TestCutConsoleWhileItGrows(t *testing.T) {
 	defer f.Close()
 	for range 100 {
 		f.WriteString(strings.Repeat("x", 99) + "\n")
-		if err := cutConsole(file, 1000); err != nil {
+		if err := cut(file, 1000); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -1,4 +1,6 @@
-package qemu
+// Package console keeps the log of a guest's serial console: a file that the
+// guest fills as it likes, and that people read on a terminal.
+package console
 
 import (
 	"bytes"
@@ -16,10 +18,10 @@ import (
 // tailBytes is as much of a console as its last lines are looked for in.
 const tailBytes = 16 << 10
 
-// ConsoleTail returns at most so many last lines of a console log, fit to be
+// Tail returns at most so many last lines of a console log, fit to be
 // shown: a guest writes what it likes there, so terminal control sequences
 // are taken out. It returns nil where there is nothing.
-func ConsoleTail(file string, lines int) []string {
+func Tail(file string, lines int) []string {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil
@@ -31,7 +33,7 @@ func ConsoleTail(file string, lines int) []string {
 	}
 	var out []string
 	for line := range bytes.Lines(text) {
-		if s := printable(line); s != "" {
+		if s := Printable(line); s != "" {
 			out = append(out, s)
 		}
 	}
@@ -50,8 +52,8 @@ func readTail(f *os.File, size int64) ([]byte, error) {
 // system commands up to their terminator, and short escapes.
 var controlSequence = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
 
-// printable drops control sequences and whatever else is not to be seen.
-func printable(line []byte) string {
+// Printable drops control sequences and whatever else is not to be seen.
+func Printable(line []byte) string {
 	text := controlSequence.ReplaceAllString(strings.ToValidUTF8(string(line), ""), "")
 	text = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) || r == '\t' {
@@ -62,10 +64,10 @@ func printable(line []byte) string {
 	return strings.TrimRight(text, " \t")
 }
 
-// BoundConsole keeps a console log that QEMU writes within about limit bytes,
+// Bound keeps a console log that QEMU writes within about limit bytes,
 // by cutting away its older half, until ctx ends. Else a guest could fill the
 // host's disk through its serial port.
-func BoundConsole(ctx context.Context, file string, limit int64) error {
+func Bound(ctx context.Context, file string, limit int64) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -73,15 +75,15 @@ func BoundConsole(ctx context.Context, file string, limit int64) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := cutConsole(file, limit); err != nil {
+			if err := cut(file, limit); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// cutConsole can cut while QEMU writes since QEMU appends.
-func cutConsole(file string, limit int64) error {
+// cut can cut while QEMU writes since QEMU appends.
+func cut(file string, limit int64) error {
 	info, err := os.Stat(file)
 	if errors.Is(err, os.ErrNotExist) || err == nil && info.Size() <= limit {
 		return nil
