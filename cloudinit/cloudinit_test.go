@@ -7,35 +7,20 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/agentvm/agentvm/vm/testenv"
 )
-
-func requireProgram(t *testing.T, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		unavailable(t, err.Error())
-	}
-}
-
-// unavailable skips the test, or fails it in CI: a missing tool must not make
-// a run green.
-func unavailable(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
 
 // TestSchema lets the real cloud-init judge what the golden files hold.
 func TestSchema(t *testing.T) {
-	requireProgram(t, "cloud-init")
+	testenv.Require(t, "cloud-init")
 	for _, name := range []string{"full", "minimal", "dhcp"} {
 		checkSchema(t, "user-data", filepath.Join("testdata", name+".user-data"))
 	}
 }
 
 func TestNetworkSchema(t *testing.T) {
-	requireProgram(t, "cloud-init")
+	testenv.Require(t, "cloud-init")
 	help, _ := exec.Command("cloud-init", "schema", "--help").CombinedOutput()
 	if !strings.Contains(string(help), "--schema-type") {
 		return // before 23.4 there is no schema for networks; TestNetworkRenders has the say
@@ -47,7 +32,7 @@ func TestNetworkSchema(t *testing.T) {
 // TestNetworkRenders lets the real cloud-init turn the network configuration
 // into systemd-networkd's.
 func TestNetworkRenders(t *testing.T) {
-	requireProgram(t, "cloud-init")
+	testenv.Require(t, "cloud-init")
 	if os.Getuid() != 0 {
 		t.Skip("net-convert gives its output to a system user; the run as root covers it")
 	}
@@ -82,9 +67,9 @@ func checkSchema(t *testing.T, what, file string, args ...string) {
 
 // TestPyYAML checks the round trip with the parser that cloud-init uses.
 func TestPyYAML(t *testing.T) {
-	requireProgram(t, "python3")
+	testenv.Require(t, "python3")
 	if exec.Command("python3", "-c", "import yaml").Run() != nil {
-		unavailable(t, "needs python3-yaml")
+		testenv.Unavailable(t, "%v", "needs python3-yaml")
 	}
 	cfg := minimalConfig(t)
 	var want []string

@@ -43,37 +43,14 @@ func Known(name string) (Entry, error) {
 // nearest returns the catalogue name that a misspelt one most likely means,
 // or "". Suites and bare release numbers count as names.
 func nearest(name string) string {
-	name = strings.ToLower(name)
-	best, distance := "", len(name)/3+2
+	meant := map[string]string{}
+	var aliases []string
 	for _, e := range Catalogue() {
 		number := strings.TrimPrefix(e.Name, "debian-")
 		for _, alias := range []string{e.Name, e.Suite, number, "debian" + number, "debian:" + number} {
-			if d := editDistance(name, alias); d < distance {
-				best, distance = e.Name, d
-			}
+			meant[alias] = e.Name
+			aliases = append(aliases, alias)
 		}
 	}
-	return best
-}
-
-// editDistance is Levenshtein's: the fewest insertions, deletions and
-// replacements of a byte that make b of a.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return meant[vm.Nearest(name, aliases)]
 }

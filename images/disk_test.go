@@ -10,20 +10,9 @@ import (
 	"testing"
 
 	"github.com/agentvm/agentvm/vm"
-)
 
-func requirePrograms(t testing.TB, programs ...string) {
-	t.Helper()
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err == nil {
-			continue
-		}
-		if os.Getenv("CI") != "" {
-			t.Fatalf("needs %s", p)
-		}
-		t.Skipf("needs %s", p)
-	}
-}
+	"github.com/agentvm/agentvm/vm/testenv"
+)
 
 func must(t testing.TB, args ...string) {
 	t.Helper()
@@ -33,7 +22,7 @@ func must(t testing.TB, args ...string) {
 }
 
 func TestLocalAndOverlay(t *testing.T) {
-	requirePrograms(t, "qemu-img")
+	testenv.Require(t, "qemu-img")
 	ctx := context.Background()
 	// Names that qemu-img must not read as protocols or options.
 	dir := filepath.Join(t.TempDir(), `a b,c:d "é"`)
@@ -83,7 +72,7 @@ func TestLocalAndOverlay(t *testing.T) {
 }
 
 func TestLocalErrors(t *testing.T) {
-	requirePrograms(t, "qemu-img")
+	testenv.Require(t, "qemu-img")
 	dir := t.TempDir()
 	writeFiles(t, dir, map[string]string{"empty.img": ""})
 	must(t, "qemu-img", "create", "-q", "-f", "vmdk", filepath.Join(dir, "x.vmdk"), "8M")
@@ -111,7 +100,7 @@ func TestIsPath(t *testing.T) {
 
 // The root disk promises zeroed inode tables and does not pay for them.
 func TestPackDisk(t *testing.T) {
-	requirePrograms(t, "/usr/sbin/mke2fs", "/usr/sbin/dumpe2fs")
+	testenv.Require(t, "/usr/sbin/mke2fs", "/usr/sbin/dumpe2fs")
 	s := requireSandbox(t)
 	work := t.TempDir()
 	writeFiles(t, work, map[string]string{"tree/etc/hostname": "guest", "out/.keep": ""})
