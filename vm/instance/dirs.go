@@ -103,6 +103,33 @@ func (d Dirs) Make() error {
 	return nil
 }
 
+// Reachable checks that a machine's processes can get to their files: root's
+// machines run as unprivileged users.
+func (d Dirs) Reachable() error {
+	if os.Getuid() != 0 {
+		return nil
+	}
+	return reachable(d.State, d.Cache, d.Run)
+}
+
+// reachable checks that the unprivileged users that root's machines run as
+// can get to the directories.
+func reachable(dirs ...string) error {
+	for _, dir := range dirs {
+		for d := dir; d != filepath.Dir(d); d = filepath.Dir(d) {
+			fi, err := os.Stat(d)
+			if err != nil {
+				return fmt.Errorf("look at %s: %w", d, err)
+			}
+			if fi.Mode()&0o001 == 0 {
+				return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s is closed to other users, and root's machines run as unprivileged ones, which must reach %s", d, dir)),
+					"chmod o+x "+d+", or set AGENTVM_HOME to a directory elsewhere")
+			}
+		}
+	}
+	return nil
+}
+
 func ownedBy(dir string, uid int) bool {
 	fi, err := os.Lstat(dir)
 	if err != nil || !fi.IsDir() {

@@ -233,3 +233,19 @@ func TestStateMachine(t *testing.T) {
 		t.Error("stopped to ready")
 	}
 }
+
+func TestReachable(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "closed", "inner")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := reachable(dir); err != nil {
+		t.Errorf("open, and refused: %v", err)
+	}
+	if err := os.Chmod(filepath.Dir(dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := reachable(dir); !errors.Is(err, vm.ErrHost) || !strings.Contains(vm.Hint(err), "chmod o+x "+filepath.Dir(dir)) {
+		t.Errorf("closed: %v, hint %q", err, vm.Hint(err))
+	}
+}

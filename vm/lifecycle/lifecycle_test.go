@@ -274,3 +274,10 @@ func TestImageSpec(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+func TestSupervisorEnvironment(t *testing.T) {
+	got := supervisorEnv([]string{"PATH=/bin", "OPENAI_API_KEY=x", "LC_ALL=C", "https_proxy=http://p", "XDG_RUNTIME_DIR=/r", "HOMEX=y"})
+	if diff := cmp.Diff([]string{"PATH=/bin", "LC_ALL=C", "https_proxy=http://p", "XDG_RUNTIME_DIR=/r"}, got); diff != "" {
+		t.Error(diff)
+	}
+}

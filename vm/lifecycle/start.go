@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -58,6 +59,7 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 	cmd := exec.Command(m.Executable, "supervise", inst.Name)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = supervisorEnv(os.Environ())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's Ctrl-C is for us alone
 	if err := cmd.Start(); err != nil {
 		return instance.Status{}, fmt.Errorf("start the supervisor: %w", err)
@@ -93,6 +95,21 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 		return status, ctx.Err()
 	}
 	return status, err
+}
+
+// supervisorEnv keeps what a supervisor uses of the user's environment. The
+// rest may hold secrets, which a process that lives for days need not know.
+func supervisorEnv(environ []string) (kept []string) {
+	for _, e := range environ {
+		name, _, _ := strings.Cut(e, "=")
+		switch {
+		case slices.Contains([]string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "AGENTVM_HOME", "GODEBUG"}, name),
+			strings.HasPrefix(name, "LC_"), strings.HasPrefix(name, "XDG_"),
+			slices.Contains([]string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"}, strings.ToUpper(name)):
+			kept = append(kept, e)
+		}
+	}
+	return kept
 }
 
 func (m *Manager) client(inst *instance.Instance, spec instance.Spec) *control.Client {

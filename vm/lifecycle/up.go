@@ -110,6 +110,9 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if status.State.Live() {
 		return m.join(ctx, res, old, report)
 	}
+	if err := m.Store.Dirs.Reachable(); err != nil {
+		return Result{}, err
+	}
 	if err := checkMemory(spec.Machine.Memory); err != nil {
 		return Result{}, err
 	}
@@ -282,7 +285,7 @@ func (m *Manager) image(ctx context.Context, p Project, profile agent.Profile, o
 	if old.ImageID == "" || opt.Recreate {
 		return cache.Ensure(ctx, want, report)
 	}
-	if img, err := cache.Find(ctx, want); err == nil && img.ID == old.ImageID {
+	if img, err := cache.Resolve(ctx, want); err == nil && img.ID == old.ImageID {
 		return img, nil
 	}
 	kept, err := cache.Get(old.ImageID)
