@@ -25,7 +25,7 @@ VERSION  := $(patsubst v%,%,$(shell git describe --tags --dirty --match 'v[0-9]*
 LDFLAGS  := $(if $(VERSION),-ldflags '-X main.version=$(VERSION)')
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-test build install demo test test-unit test-user lint bench completion clean
+.PHONY: help deps deps-demo deps-test build install demo test test-unit test-user lint bench completion clean
 
 help: ## say what can be made
 	@echo 'usage: make TARGET'
@@ -37,6 +37,9 @@ help: ## say what can be made
 
 deps: ## install what running and building agentvm needs and this machine lacks
 	@scripts/deps run build
+
+deps-demo:
+	@scripts/deps run build demo
 
 deps-test:
 	@scripts/deps run build test
@@ -52,7 +55,7 @@ install: build ## install agentvm and its shell completions below PREFIX
 	bin/agentvm completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_agentvm'
 	bin/agentvm completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/agentvm.fish'
 
-demo: deps ## a real agent changes a real file from inside a real VM
+demo: deps-demo ## a real agent changes a real file from inside a real VM
 	@examples/demo/run.sh
 
 # Packages that boot VMs are slow and heavy: -p 2 keeps a small machine usable.

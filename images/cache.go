@@ -96,7 +96,7 @@ func (c *Cache) Get(idOrName string) (*Image, error) {
 		img, err := c.load(p.id())
 		if errors.Is(err, vm.ErrNotFound) {
 			return nil, vm.WithHint(fmt.Errorf("image %s is not built: %w", idOrName, vm.ErrNotFound),
-				"run: agentvm image build "+idOrName)
+				"agentvm image build "+idOrName)
 		}
 		return img, err
 	}
@@ -114,7 +114,7 @@ func (c *Cache) Get(idOrName string) (*Image, error) {
 	case 1:
 		return c.load(matches[0])
 	case 0:
-		return nil, vm.WithHint(fmt.Errorf("image %q: %w", idOrName, vm.ErrNotFound), "run: agentvm image ls")
+		return nil, vm.WithHint(fmt.Errorf("image %q: %w", idOrName, vm.ErrNotFound), "agentvm image ls")
 	}
 	return nil, invalid("%q is the beginning of %d images: %s", idOrName, len(matches), strings.Join(matches, ", "))
 }
@@ -154,12 +154,12 @@ func (c *Cache) Remove(ctx context.Context, id string, inUse []string) error {
 		return err
 	}
 	if !slices.ContainsFunc(list, func(i *Image) bool { return i.ID == id }) {
-		return vm.WithHint(fmt.Errorf("remove image %q: %w", id, vm.ErrNotFound), "run: agentvm image ls")
+		return vm.WithHint(fmt.Errorf("remove image %q: %w", id, vm.ErrNotFound), "agentvm image ls")
 	}
 	for _, img := range list {
 		if img.Manifest.Base == id {
 			return vm.WithHint(fmt.Errorf("remove image %s: image %s is built on it: %w", id, img.ID, ErrInUse),
-				"run: agentvm image rm "+img.ID)
+				"agentvm image rm "+img.ID)
 		}
 	}
 	lock, ok, err := c.tryLock(id)

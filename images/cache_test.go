@@ -308,7 +308,7 @@ func fileSize(t testing.TB, path string) int64 {
 func TestGetAndRemove(t *testing.T) {
 	ctx := context.Background()
 	c := fakeCache(t, t.TempDir(), &fakeBuilder{})
-	if _, err := c.Get("debian-13"); !errors.Is(err, vm.ErrNotFound) || vm.Hint(err) != "run: agentvm image build debian-13" {
+	if _, err := c.Get("debian-13"); !errors.Is(err, vm.ErrNotFound) || vm.Hint(err) != "agentvm image build debian-13" {
 		t.Errorf("Get of an image not built: %v, hint %q", err, vm.Hint(err))
 	}
 	layer, err := c.Ensure(ctx, layerSpec, nil)

@@ -18,7 +18,7 @@ import (
 func require(findings []vm.Finding) error {
 	for _, f := range findings {
 		if f.Status == vm.FindingFail {
-			return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s: %s", f.Name, f.Detail)), "run: "+f.Fix)
+			return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s: %s", f.Name, f.Detail)), f.Fix)
 		}
 	}
 	return nil

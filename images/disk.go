@@ -128,7 +128,7 @@ func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
-		return nil, vm.WithHint(vm.Classify(vm.ErrHost, err), "run: apt-get install qemu-utils")
+		return nil, vm.WithHint(vm.Classify(vm.ErrHost, err), "sudo apt-get install qemu-utils")
 	case errors.As(err, &exit) && len(exit.Stderr) > 0:
 		text := strings.TrimSpace(string(exit.Stderr))
 		return nil, diskFull(text, fmt.Errorf("qemu-img %s: %s", args[0], text))

@@ -198,7 +198,7 @@ func TestCheck(t *testing.T) {
 	if d := cmp.Diff(want, fixes); d != "" {
 		t.Error(d)
 	}
-	if err := require(h.check()); !errors.Is(err, vm.ErrHost) || vm.Hint(err) != "run: apt-get install mmdebstrap" {
+	if err := require(h.check()); !errors.Is(err, vm.ErrHost) || vm.Hint(err) != "sudo apt-get install mmdebstrap" {
 		t.Errorf("require: %v, hint %q", err, vm.Hint(err))
 	}
 }

@@ -92,7 +92,7 @@ func (s sandbox) runHere(ctx context.Context, c command) error {
 func explain(program string, tail []string, err error) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("start %s: %w", program, err)),
-			"run: apt-get install "+debianPackageOf("unshare"))
+			"sudo apt-get install "+debianPackageOf("unshare"))
 	}
 	text := strings.Join(tail, "\n")
 	err = fmt.Errorf("%s: %w", program, err)
@@ -105,10 +105,10 @@ func explain(program string, tail []string, err error) error {
 		}
 	}
 	if strings.Contains(text, "NO_PUBKEY") || strings.Contains(text, "is not signed") {
-		return vm.WithHint(vm.Classify(vm.ErrHost, err), "run: apt-get install debian-archive-keyring")
+		return vm.WithHint(vm.Classify(vm.ErrHost, err), "sudo apt-get install debian-archive-keyring")
 	}
 	if program == "unshare" || strings.Contains(text, "unshare failed") || strings.Contains(text, "newuidmap") {
-		return vm.WithHint(vm.Classify(vm.ErrHost, err), "run: agentvm doctor")
+		return vm.WithHint(vm.Classify(vm.ErrHost, err), "agentvm doctor")
 	}
 	return diskFull(text, err)
 }

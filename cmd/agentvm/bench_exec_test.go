@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,7 +27,10 @@ func BenchmarkExec(b *testing.B) {
 	address, end := h.forward(dir, "22")
 	defer end()
 	key := h.instance("exec").Path(lifecycle.ClientKeyFile)
-	host, port := splitAddress(b, address)
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		b.Fatal(err)
+	}
 	ways := []struct {
 		name    string
 		runs    int

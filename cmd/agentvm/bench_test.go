@@ -18,17 +18,6 @@ import (
 //	make bench PKG=./cmd/agentvm
 //	make bench PKG=./cmd/agentvm BENCH='Exec|Idle'
 
-// once runs f a single time, however short it is: a machine's start or the
-// deletion of its files cannot be repeated for the sake of precision.
-func once(b *testing.B, f func()) {
-	b.Helper()
-	b.ResetTimer()
-	if b.N == 1 {
-		f()
-	}
-	b.ReportMetric(0, "ns/op")
-}
-
 // machine starts a project's machine for a benchmark and returns its directory.
 func (h *host) machine(name, config string) string {
 	h.t.Helper()

@@ -19,7 +19,8 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Build and manage guest images", Args: usageArgs(cobra.NoArgs)}
+	cmd := &cobra.Command{Use: "image", Short: "Build and manage guest images", Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(a.imageLsCommand(), a.imageBuildCommand(), a.imageInspectCommand(), a.imageRmCommand())
 	return cmd
 }
@@ -89,7 +90,7 @@ func (a *app) imageLsCommand() *cobra.Command {
 			w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
 			fmt.Fprintln(w, "ID\tNAME\tCONTENT\tBUILT\tDISK\tUSED BY")
 			for _, r := range rows {
-				fmt.Fprintf(w, "%.12s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Name, r.Content, ago(r.Created), units.BytesSize(float64(r.Disk)), strings.Join(r.UsedBy, " "))
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Name, r.Content, ago(r.Created), units.BytesSize(float64(r.Disk)), strings.Join(r.UsedBy, " "))
 			}
 			for _, e := range images.Catalogue() {
 				if !built[e.Name] {
@@ -171,7 +172,7 @@ is there already is not built again.`,
 			if a.json {
 				return json.NewEncoder(a.stdout).Encode(map[string]any{"id": img.ID, "dir": img.Dir, "seconds": time.Since(begun).Seconds()})
 			}
-			a.noteLine("image %.12s (%s) is ready after %s", img.ID, contentOf(img), time.Since(begun).Round(100*time.Millisecond))
+			a.noteLine("image %s (%s) is ready after %s", img.ID, contentOf(img), time.Since(begun).Round(100*time.Millisecond))
 			return nil
 		},
 	}
@@ -198,7 +199,7 @@ func (a *app) imageInspectCommand() *cobra.Command {
 				if err := img.Verify(cmd.Context()); err != nil {
 					return vm.WithHint(err, "agentvm image rm "+img.ID+" deletes it; the next up builds it again")
 				}
-				a.noteLine("every file of %.12s has the digest that its manifest says", img.ID)
+				a.noteLine("every file of %s has the digest that its manifest says", img.ID)
 			}
 			out := json.NewEncoder(a.stdout)
 			out.SetIndent("", "  ")
@@ -237,7 +238,7 @@ func (a *app) imageRmCommand() *cobra.Command {
 					}
 					return err
 				}
-				a.noteLine("image %.12s is deleted", id)
+				a.noteLine("image %s is deleted", id)
 			}
 			return nil
 		},

@@ -84,12 +84,7 @@ func (a *app) showLog(ctx context.Context, inst *instance.Instance, path string,
 	}
 	defer f.Close()
 	if lines > 0 {
-		for _, line := range console.Tail(path, lines) {
-			if err := a.printf("%s\n", line); err != nil {
-				return err
-			}
-		}
-		if _, err := f.Seek(0, io.SeekEnd); err != nil {
+		if err := skipTo(f, lines); err != nil {
 			return err
 		}
 	}
@@ -119,6 +114,28 @@ func (a *app) showLog(ctx context.Context, inst *instance.Instance, path string,
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// skipTo leaves f before its last lines.
+func skipTo(f *os.File, lines int) error {
+	starts := make([]int64, lines) // of the last lines seen, as a ring
+	r, at, n := bufio.NewReader(f), int64(0), 0
+	for {
+		line, err := r.ReadBytes('\n')
+		if len(line) > 0 {
+			starts[n%lines] = at
+			n++
+			at += int64(len(line))
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_, err := f.Seek(starts[max(0, n-lines)%lines], io.SeekStart)
+	return err
 }
 
 // showLines prints what is there of a log. A guest wrote parts of it: what

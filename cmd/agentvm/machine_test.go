@@ -663,7 +663,7 @@ func TestNeverReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := h.runIn(dir, "", "up", "--timeout", "8s")
-	if o.code != exitTimeout && o.code != exitFailure {
+	if o.code != exitTimeout {
 		t.Errorf("exit code %d", o.code)
 	}
 	for _, want := range []string{"did not become ready in time", "last console lines", "hint: agentvm logs empty"} {

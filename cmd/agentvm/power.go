@@ -51,6 +51,9 @@ func (a *app) stop(cmd *cobra.Command, args []string, grace time.Duration) (*ins
 	if a.json && cmd.Name() == "stop" {
 		return inst, json.NewEncoder(a.stdout).Encode(map[string]any{"name": inst.Name, "stopped": stopped})
 	}
+	if a.json { // of a restart, whose start tells the rest
+		return inst, nil
+	}
 	if stopped {
 		a.noteLine("%q is stopped", inst.Name)
 	} else {

@@ -16,13 +16,12 @@ import (
 // upFlags are the flags of every command that may start a machine.
 type upFlags struct {
 	config string
-	agent  string
 	opt    lifecycle.UpOptions
 }
 
 func (f *upFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.config, "config", "", "read this configuration instead of the project's agentvm.yaml")
-	cmd.Flags().StringVar(&f.agent, "agent", "", "use this agent instead of the configured one")
+	cmd.Flags().StringVar(&f.opt.Agent, "agent", "", "use this agent instead of the configured one")
 	cmd.Flags().DurationVar(&f.opt.BootTimeout, "timeout", 0, "how long the guest may take to become ready (default: 2 minutes, emulated 6)")
 	cmd.Flags().BoolVar(&f.opt.AllowWide, "allow-wide", false, "share / or the home directory all the same")
 }
@@ -33,9 +32,6 @@ func (f *upFlags) project(a *app) (p lifecycle.Project, err error) {
 		p, err = lifecycle.LoadProject(f.config)
 	} else {
 		p, err = a.project()
-	}
-	if f.agent != "" {
-		p.Config.Agent.Use = f.agent
 	}
 	return p, err
 }
@@ -137,9 +133,9 @@ func (a *app) usable(cmd *cobra.Command, f *upFlags) (*instance.Instance, instan
 	if err != nil {
 		return fail(err)
 	}
-	if f.agent != "" && res.Spec.Agent != f.agent {
-		return fail(vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("machine %q was made for agent %q, not %q", res.Instance.Name, res.Spec.Agent, f.agent)),
-			fmt.Sprintf("agentvm stop && agentvm up --recreate --agent %s", f.agent)))
+	if f.opt.Agent != "" && res.Spec.Agent != f.opt.Agent {
+		return fail(vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("machine %q was made for agent %q, not %q", res.Instance.Name, res.Spec.Agent, f.opt.Agent)),
+			fmt.Sprintf("agentvm stop && agentvm up --recreate --agent %s", f.opt.Agent)))
 	}
 	return res.Instance, res.Spec, nil
 }

@@ -147,7 +147,7 @@ func (a *app) showStatus(v view) error {
 	}
 	if v.Workspace != "" {
 		row("agent", "%s", v.Agent)
-		row("image", "%s (%.12s)", v.Image, v.ImageID)
+		row("image", "%s (%s)", v.Image, v.ImageID)
 		row("machine", "%d CPUs, %s memory, %s", v.CPUs, units.BytesSize(float64(v.Memory)), v.Accel)
 		for _, s := range v.Shares {
 			access := "read-write"

@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	gossh "golang.org/x/crypto/ssh"
+	"gopkg.in/natefinch/lumberjack.v2"
 
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
@@ -56,6 +57,12 @@ type parts struct {
 	log   *slog.Logger
 }
 
+// boundedLog appends to a file that a guest can make grow: when it is full it
+// is put aside under a dated name, and the oldest of those goes.
+func boundedLog(path string) io.WriteCloser {
+	return &lumberjack.Logger{Filename: path, MaxSize: 32 /* MiB */, MaxBackups: 3}
+}
+
 func (p parts) Network(ctx context.Context, spec instance.Spec, socket, log string) (supervisor.Network, error) {
 	var rules []network.Rule
 	for _, s := range spec.Network.Allow {
@@ -73,10 +80,7 @@ func (p parts) Network(ctx context.Context, spec instance.Spec, socket, log stri
 	if err != nil {
 		return nil, err
 	}
-	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the network log: %w", err)
-	}
+	out := boundedLog(log)
 	encoder := json.NewEncoder(out)
 	n, err := network.New(network.Config{
 		Policy: policy,
@@ -136,10 +140,7 @@ func (p parts) Share(ctx context.Context, spec instance.Spec, s instance.Share, 
 	if err != nil {
 		return nil, err
 	}
-	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open virtiofsd's log: %w", err)
-	}
+	out := boundedLog(log)
 	srv, err := share.Start(ctx, caps, share.Spec{
 		Tag: s.Tag, Source: s.Source, Socket: socket, ReadOnly: s.ReadOnly, Protect: s.Protect, Hide: s.Hide,
 		Guest: vm.Owner{UID: lifecycle.GuestUID, GID: lifecycle.GuestUID}, RunAs: spec.Machine.RunAs, Log: out,

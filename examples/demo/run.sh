@@ -58,7 +58,10 @@ processes() {
 		}'
 }
 mounts() { grep -F -e "$name" -e "$work" /proc/self/mountinfo || true; }
-sockets() { awk '$8 ~ /agentvm/ { print $8 }' /proc/net/unix | sort; }
+sockets() { # sockets DIR: those below it that somebody holds, and DIR itself
+	awk -v dir="$1/" 'index($8, dir) == 1 { print "socket", $8 }' /proc/net/unix
+	[ ! -e "$1" ] || echo "directory $1"
+}
 tcp_listeners() { awk '$4 == "0A" { print $2 }' /proc/net/tcp /proc/net/tcp6 2>/dev/null | sort; }
 
 started=$(date +%s)
@@ -85,7 +88,6 @@ cp -R examples/demo/project "$project"
 sed -i -e "s/^name: .*/name: $name/" -e "s/127\.0\.0\.1:8080/$address/" "$project/agentvm.yaml"
 grep -q "$address" "$project/agentvm.yaml" || fail 'the project does not name the model server'
 cp "$project/slug.py" "$work/slug.before"
-sockets >"$work/sockets.before"
 tcp_listeners >"$work/tcp.before"
 
 step 'a virtual machine for the project (its image is built the first time)'
@@ -122,6 +124,8 @@ done
 step 'taking it down, and looking for anything that is left'
 processes >"$work/processes"
 tcp_listeners >"$work/tcp.running"
+run=$(sed -n 's|.*path=\([^,]*\)/vm/qmp\.sock.*|\1|p' "$work/processes" | head -n 1)
+[ -n "$run" ] || fail 'QEMU is not among the processes, so looking for what is left proves nothing'
 echo "    $(grep -c . "$work/processes") processes while it ran; TCP ports opened on the host: $(
 	comm -13 "$work/tcp.before" "$work/tcp.running" | grep -c . || true)"
 show agentvm down
@@ -132,7 +136,7 @@ left=$(
 			echo "process $pid $command"
 	done <"$work/processes"
 	mounts
-	sockets | comm -13 "$work/sockets.before" -
+	sockets "$run"
 	agentvm ls --all 2>/dev/null | grep -F "$name" || true
 )
 [ -z "$left" ] || fail "left behind:

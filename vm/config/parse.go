@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"bytes"
 	"errors"
 	"fmt"
@@ -10,7 +11,9 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -129,6 +132,16 @@ func (d *document) errorToken(t *token.Token, msg, hint string) error {
 	return e
 }
 
+// has reports whether the file says anything at a YAML path.
+func (d *document) has(path string) bool {
+	yp, err := yaml.PathString(path)
+	if err != nil {
+		return false
+	}
+	n, err := yp.FilterFile(d.tree)
+	return err == nil && n != nil
+}
+
 // errorAt points at the value at a YAML path such as "$.workspace.path".
 func (d *document) errorAt(path, msg, hint string) error {
 	if path != "" && d.tree != nil {
@@ -158,13 +171,13 @@ func (d *document) check(c Config) error {
 	rules := []rule{
 		{c.Version == 1, "$.version", fmt.Sprintf("version %d is not known", c.Version), "this agentvm reads version: 1"},
 		{c.Name == "" || vm.ValidName(c.Name) == nil, "$.name", fmt.Sprint(vm.ValidName(c.Name)), ""},
-		{r.CPUs >= 0 && r.CPUs <= maxCPUs, "$.resources.cpus", fmt.Sprintf("cpus must be 1 to %d", maxCPUs), ""},
-		{r.Memory == 0 || r.Memory >= minMemory, "$.resources.memory", fmt.Sprintf("memory must be at least %v", minMemory), ""},
+		{r.CPUs >= 0 && r.CPUs <= maxCPUs && (r.CPUs != 0 || !d.has("$.resources.cpus")), "$.resources.cpus", fmt.Sprintf("cpus must be 1 to %d", maxCPUs), ""},
+		{r.Memory >= minMemory || !d.has("$.resources.memory"), "$.resources.memory", fmt.Sprintf("memory must be at least %v", minMemory), ""},
 		{r.Memory%(1<<20) == 0, "$.resources.memory", "memory must be a whole number of MiB", ""},
-		{r.Disk == 0 || r.Disk >= minDisk, "$.resources.disk", fmt.Sprintf("disk must be at least %v", minDisk), ""},
+		{r.Disk >= minDisk || !d.has("$.resources.disk"), "$.resources.disk", fmt.Sprintf("disk must be at least %v", minDisk), ""},
 		{c.Firmware == "" || c.Firmware == vm.FirmwareBIOS || c.Firmware == vm.FirmwareUEFI, "$.firmware", fmt.Sprintf("firmware %q is not known", c.Firmware), "use bios or uefi"},
 		{slices.Contains([]string{"", "copy", "credentials", "none"}, c.Agent.Config), "$.agent.config", fmt.Sprintf("config %q is not known", c.Agent.Config), "use copy, credentials or none"},
-		{w.Mount == "" || goodMountPoint(w.Mount), "$.workspace.mount", fmt.Sprintf("mount %q is not an absolute path below /", w.Mount), "for example /workspace"},
+		{w.Mount == "" || goodMountPoint(w.Mount), "$.workspace.mount", fmt.Sprintf("mount %q is not an absolute path below / without spaces", w.Mount), "for example /workspace"},
 	}
 	for i, path := range w.Protect {
 		rules = append(rules, rule{filepath.IsLocal(path), fmt.Sprintf("$.workspace.protect[%d]", i), fmt.Sprintf("%q leaves the workspace", path), "paths are relative to the workspace"})
@@ -172,14 +185,14 @@ func (d *document) check(c Config) error {
 	for i, path := range w.Hide {
 		rules = append(rules, rule{filepath.IsLocal(path), fmt.Sprintf("$.workspace.hide[%d]", i), fmt.Sprintf("%q leaves the workspace", path), "paths are relative to the workspace"})
 	}
-	seen := map[string]bool{w.Mount: w.Mount != "", DefaultMount: w.Mount == ""}
+	seen := map[string]bool{cmp.Or(plainMount(w.Mount), DefaultMount): true}
 	for i, m := range c.Mounts {
 		at := fmt.Sprintf("$.mounts[%d]", i)
 		rules = append(rules,
 			rule{m.Source != "", at, "a mount needs a source", "source: a directory of the host"},
-			rule{goodMountPoint(m.Target), at + ".target", fmt.Sprintf("target %q is not an absolute path below /", m.Target), "~ is the agent's home in the machine"},
-			rule{!seen[m.Target], at + ".target", fmt.Sprintf("target %q is used twice", m.Target), ""})
-		seen[m.Target] = true
+			rule{goodMountPoint(m.Target), at + ".target", fmt.Sprintf("target %q is not an absolute path below / without spaces", m.Target), "~ is the agent's home in the machine"},
+			rule{!seen[plainMount(m.Target)], at + ".target", fmt.Sprintf("target %q is used twice", m.Target), ""})
+		seen[plainMount(m.Target)] = true
 	}
 	for i, pkg := range c.Provision.Packages {
 		rules = append(rules, rule{packageRE.MatchString(pkg), fmt.Sprintf("$.provision.packages[%d]", i), fmt.Sprintf("%q is not a package name", pkg), ""})
@@ -191,13 +204,17 @@ func (d *document) check(c Config) error {
 		_, err := network.ParseRule(allow)
 		rules = append(rules, rule{err == nil, fmt.Sprintf("$.network.allow[%d]", i), fmt.Sprint(err), ""})
 	}
+	services := map[string]bool{}
 	for i, s := range c.Network.Services {
 		at := fmt.Sprintf("$.network.services[%d]", i)
-		_, _, err := net.SplitHostPort(s.Target)
+		err := checkTarget(s.Target)
+		port := fmt.Sprintf("%s:%d", s.Name, s.Port)
 		rules = append(rules,
 			rule{serviceNameRE.MatchString(s.Name), at + ".name", fmt.Sprintf("%q is not a host name", s.Name), ""},
 			rule{s.Port >= 1 && s.Port <= 65535, at + ".port", "port must be 1 to 65535", ""},
-			rule{err == nil, at + ".target", fmt.Sprint(err), "write host:port, for example 127.0.0.1:8080"})
+			rule{err == nil, at + ".target", fmt.Sprint(err), "write host:port, for example 127.0.0.1:8080"},
+			rule{!services[port], at + ".port", fmt.Sprintf("%s is named twice", port), ""})
+		services[port] = true
 	}
 	for i, name := range c.Agent.Env {
 		rules = append(rules, rule{envNameRE.MatchString(name), fmt.Sprintf("$.agent.env[%d]", i), fmt.Sprintf("%q is not a variable's name", name), "list names only; values come from your environment"})
@@ -213,12 +230,34 @@ func (d *document) check(c Config) error {
 	return nil
 }
 
-// goodMountPoint accepts an absolute, clean path other than /, or one in the agent's home.
+// goodMountPoint accepts an absolute, clean path other than /, or one in the
+// agent's home. It must fit in a field of fstab(5).
 func goodMountPoint(path string) bool {
+	path = plainMount(path)
+	return filepath.IsAbs(path) && filepath.Clean(path) == path && path != "/" && !strings.ContainsFunc(path, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) })
+}
+
+// plainMount writes a mount point in the one form that stands for all.
+func plainMount(path string) string {
 	if rest, ok := strings.CutPrefix(path, "~/"); ok {
 		path = "/home/agent/" + rest
 	}
-	return filepath.IsAbs(path) && filepath.Clean(path) == strings.TrimSuffix(path, "/") && path != "/" && !strings.ContainsAny(path, "\x00\n\t")
+	if len(path) > 1 {
+		path = strings.TrimSuffix(path, "/")
+	}
+	return path
+}
+
+// checkTarget wants a host and a port's number.
+func checkTarget(target string) error {
+	host, port, err := net.SplitHostPort(target)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); host == "" || err != nil || n == 0 {
+		return fmt.Errorf("%q is not a host and a port", target)
+	}
+	return nil
 }
 
 // configKeys collects every key that the configuration knows.

@@ -16,7 +16,7 @@ import (
 type Dirs struct {
 	State  string // instances; lost only by `agentvm down`
 	Cache  string // images; can be built again
-	Config string // the user's defaults and agent profiles
+	Config string // the user's own agent profiles
 	Run    string // sockets; short, because a socket's path holds 107 bytes
 }
 

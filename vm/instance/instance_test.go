@@ -235,7 +235,11 @@ func TestStateMachine(t *testing.T) {
 }
 
 func TestReachable(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "closed", "inner")
+	root := t.TempDir()
+	if err := os.Chmod(filepath.Dir(root), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root, "closed", "inner")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

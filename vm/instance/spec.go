@@ -23,6 +23,10 @@ type Spec struct {
 	Image     string    `json:"image"`     // catalogue name or file
 	ImageID   string    `json:"imageId"`   // content address in the image cache; empty for a file
 	Agent     string    `json:"agent"`
+	// AgentChosen is the agent that was asked for on the command line, which
+	// outlasts what the configuration says; empty: none was.
+	AgentChosen string `json:"agentChosen,omitempty"`
+	Disk        int64  `json:"disk"` // bytes of the root disk as the guest sees it
 
 	// BootTimeout bounds the time from QEMU's start to a usable guest.
 	BootTimeout time.Duration `json:"bootTimeout"`

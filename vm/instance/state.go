@@ -56,6 +56,8 @@ type Status struct {
 	// Lost maps mount points of shares that are gone to why. Programs that
 	// touch them hang in the guest.
 	Lost map[string]string `json:"lost,omitempty"`
+	// TimedOut is set when a failure was a wait that ended without an answer.
+	TimedOut bool `json:"timedOut,omitempty"`
 	// Console holds the guest's last console lines when a boot failed.
 	Console []string `json:"console,omitempty"`
 	// Provisioned is set once the commands of provision.run have succeeded.

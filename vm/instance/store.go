@@ -147,6 +147,17 @@ func (i *Instance) WriteStatus(s Status) error {
 	return i.write(statusFile, s)
 }
 
+// Unprovisioned records that the machine's disk is new, so that the project's
+// commands run again. The instance must be stopped.
+func (i *Instance) Unprovisioned() error {
+	s, err := i.Status()
+	if err != nil || !s.Provisioned {
+		return err
+	}
+	s.Provisioned = false
+	return i.WriteStatus(s)
+}
+
 // Lock waits until no other command changes the instance. wait is called once
 // if there is one. The caller must release.
 func (i *Instance) Lock(ctx context.Context, wait func()) (release func(), err error) {

@@ -80,7 +80,7 @@ func checkDisk(dir string) error {
 	}
 	if free := int64(st.Bavail) * st.Bsize; free < minDiskFree {
 		return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s has %d MiB free, a machine needs %d MiB to begin with", dir, free/mib, minDiskFree/mib)),
-			"free some space (agentvm image ls and agentvm ls -a show what is there), or set AGENTVM_HOME")
+			"free some space (agentvm image ls and agentvm ls show what is there), or set AGENTVM_HOME")
 	}
 	return nil
 }

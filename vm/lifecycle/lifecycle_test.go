@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
@@ -279,5 +281,19 @@ func TestSupervisorEnvironment(t *testing.T) {
 	got := supervisorEnv([]string{"PATH=/bin", "OPENAI_API_KEY=x", "LC_ALL=C", "https_proxy=http://p", "XDG_RUNTIME_DIR=/r", "HOMEX=y"})
 	if diff := cmp.Diff([]string{"PATH=/bin", "LC_ALL=C", "https_proxy=http://p", "XDG_RUNTIME_DIR=/r"}, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestCloseOnExec(t *testing.T) {
+	inherited, err := syscall.Dup(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(inherited)
+	if err := closeOnExec(); err != nil {
+		t.Fatal(err)
+	}
+	if flags, err := unix.FcntlInt(uintptr(inherited), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("flags %#x, %v", flags, err)
 	}
 }

@@ -49,6 +49,7 @@ func Resolve(in Inputs) instance.Spec {
 		Name: in.Name, ID: in.ID, Created: in.Created,
 		Workspace: in.Workspace.Path, Config: in.Project.ConfigPath,
 		Image: c.Image, ImageID: in.Image.ID, Agent: in.Profile.Name,
+		Disk:        int64(c.Resources.Disk),
 		BootTimeout: bootTimeout(in.Host.Accel, int64(c.Resources.Memory)),
 		Shares:      shares(in),
 		Network:     network(in),
@@ -101,7 +102,7 @@ func boot(in Inputs) vm.Boot {
 func shares(in Inputs) []instance.Share {
 	w := in.Project.Config.Workspace
 	list := []instance.Share{{
-		Tag: workspaceFS, Source: in.Workspace.Path, Target: w.Mount,
+		Tag: workspaceFS, Source: in.Workspace.Path, Target: guestPath(w.Mount),
 		ReadOnly: w.ReadOnly, Protect: w.Protect, Hide: w.Hide, Owner: in.Workspace.Owner,
 	}}
 	for i, m := range in.Project.Config.Mounts {
@@ -131,7 +132,7 @@ func network(in Inputs) instance.Network {
 func guest(in Inputs) instance.Guest {
 	c := in.Project.Config
 	g := instance.Guest{
-		User: GuestUser, Home: GuestHome, Directory: c.Workspace.Mount,
+		User: GuestUser, Home: GuestHome, Directory: guestPath(c.Workspace.Mount),
 		Env: map[string]string{}, Run: c.Provision.Run,
 	}
 	for k, v := range in.Profile.SetEnv {

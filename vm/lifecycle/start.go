@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/control"
@@ -32,6 +35,8 @@ type StartError struct {
 	Name    string
 	Reason  string
 	Console []string // the guest's last lines
+
+	TimedOut bool // it had not come up in time
 }
 
 func (e *StartError) Error() string {
@@ -40,6 +45,14 @@ func (e *StartError) Error() string {
 		s += "\nthe guest's last console lines:\n  " + strings.Join(e.Console, "\n  ")
 	}
 	return s
+}
+
+// Unwrap classifies a start that took too long.
+func (e *StartError) Unwrap() error {
+	if e.TimedOut {
+		return vm.ErrTimeout
+	}
+	return nil
 }
 
 // Hint names the next step.
@@ -61,6 +74,9 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = supervisorEnv(os.Environ())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's Ctrl-C is for us alone
+	if err := closeOnExec(); err != nil {
+		return instance.Status{}, fmt.Errorf("start the supervisor: %w", err)
+	}
 	if err := cmd.Start(); err != nil {
 		return instance.Status{}, fmt.Errorf("start the supervisor: %w", err)
 	}
@@ -95,6 +111,16 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 		return status, ctx.Err()
 	}
 	return status, err
+}
+
+// closeOnExec keeps from a process that outlives the command what its caller
+// had open: flock(1)'s lock would stay taken, a pipe's reader wait for ever.
+func closeOnExec() error {
+	err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) { // before Linux 5.11
+		return nil
+	}
+	return err
 }
 
 // supervisorEnv keeps what a supervisor uses of the user's environment. The
@@ -175,7 +201,7 @@ func failure(inst *instance.Instance, err error) (instance.Status, error) {
 			reason += ": " + lastLines(string(tail), 5)
 		}
 	}
-	return s, &StartError{Name: inst.Name, Reason: reason, Console: s.Console}
+	return s, &StartError{Name: inst.Name, Reason: reason, Console: s.Console, TimedOut: s.TimedOut}
 }
 
 func lastLines(s string, n int) string {

@@ -1,11 +1,13 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"time"
@@ -37,6 +39,7 @@ type UpOptions struct {
 	Name      string // empty: found or made from the workspace
 	AllowWide bool   // share / or a home directory all the same
 	Recreate  bool   // a new root disk
+	Agent     string // instead of the configured one; remembered by the instance
 	DryRun    bool   // decide, and act on nothing but image builds
 
 	BootTimeout time.Duration // 0: by accelerator and memory
@@ -95,6 +98,9 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	status, err := inst.Status()
 	if err != nil {
 		return Result{}, err
+	}
+	if opt.Recreate && status.State.Live() {
+		return Result{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q runs, and its disk is in use", inst.Name)), "agentvm stop "+inst.Name+" comes first")
 	}
 	if status.State == instance.Failed && status.Reason != "" && !created {
 		report.Note("the last run of %q failed: %s", inst.Name, status.Reason)
@@ -219,6 +225,13 @@ func namesOf(list []*instance.Instance) string {
 // returns the act that makes the instance's files.
 func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *instance.Instance, old instance.Spec, opt UpOptions, report Report) (instance.Spec, func() error, error) {
 	fail := func(err error) (instance.Spec, func() error, error) { return instance.Spec{}, nil, err }
+	chosen := opt.Agent
+	if chosen == "" {
+		chosen = old.AgentChosen
+	}
+	if chosen != "" {
+		p.Config.Agent.Use = chosen
+	}
 	profile, err := m.Agents.Get(p.Config.Agent.Use)
 	if err != nil {
 		return fail(err)
@@ -243,7 +256,15 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 	if in.Host.Accel, why, err = m.Accel(ctx, in.Image, in.Host.runAs(in.ID)); err != nil {
 		return fail(err)
 	}
+	if in.Image.Kernel() != "" && p.Config.Firmware != "" {
+		return fail(vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("firmware: %s is for disk files; image %s is started without any", p.Config.Firmware, p.Config.Image)), "remove firmware from agentvm.yaml"))
+	}
 	spec := Resolve(in)
+	spec.AgentChosen = chosen
+	if old.Disk != 0 && old.Disk != spec.Disk && !opt.Recreate {
+		report.Note("resources.disk has changed, and this machine keeps its disk; agentvm up --recreate gives it a new one (the workspace is kept)")
+		spec.Disk = old.Disk
+	}
 	facts := cloudinit.HostProbe().Facts(ctx)
 	if len(facts.CAs) > 0 {
 		// Programs with a list of their own trust the host's extra CAs only so.
@@ -264,12 +285,14 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 			if err := os.Remove(inst.Path(OverlayFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove the old root disk: %w", err)
 			}
+			if err := inst.Unprovisioned(); err != nil {
+				return err
+			}
 		}
 		git := facts.Git
-		if g := p.Config.Git; g.Name != "" || g.Email != "" {
-			git.Name, git.Email = g.Name, g.Email
-		}
-		return prepare(ctx, inst, spec, in.Image, int64(p.Config.Resources.Disk), facts, git)
+		git.Name = cmp.Or(p.Config.Git.Name, git.Name)
+		git.Email = cmp.Or(p.Config.Git.Email, git.Email)
+		return prepare(ctx, inst, spec, in.Image, spec.Disk, facts, git)
 	}, nil
 }
 
@@ -288,12 +311,21 @@ func (m *Manager) image(ctx context.Context, p Project, profile agent.Profile, o
 	if img, err := cache.Resolve(ctx, want); err == nil && img.ID == old.ImageID {
 		return img, nil
 	}
-	kept, err := cache.Get(old.ImageID)
+	kept, err := keptImage(ctx, cache, old.ImageID)
 	if err != nil {
 		return nil, vm.WithHint(fmt.Errorf("the image below the machine's disk: %w", err), "agentvm up --recreate gives it a new disk; the workspace is kept")
 	}
 	report.Note("the environment has changed, and this machine keeps its disk; agentvm up --recreate gives it a new one (the workspace is kept)")
 	return kept, nil
+}
+
+// keptImage finds an image by the id that an instance remembers; that of a
+// disk file is its path.
+func keptImage(ctx context.Context, cache *images.Cache, id string) (*images.Image, error) {
+	if filepath.IsAbs(id) {
+		return images.Local(ctx, id)
+	}
+	return cache.Get(id)
 }
 
 // agentConfig lists the profile's configuration paths that the host has.

@@ -3,7 +3,6 @@ package qemu
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/agentvm/agentvm/vm"
 )
@@ -15,7 +14,7 @@ import (
 func Check(ctx context.Context, binary string, p AccelProbe) []vm.Finding {
 	caps, err := Probe(ctx, binary, p.CacheDir)
 	if err != nil {
-		return []vm.Finding{{Name: "QEMU", Status: vm.FindingFail, Detail: err.Error(), Fix: strings.TrimPrefix(vm.Hint(err), "run: ")}}
+		return []vm.Finding{{Name: "QEMU", Status: vm.FindingFail, Detail: err.Error(), Fix: vm.Hint(err)}}
 	}
 	p.Caps = caps
 	findings := []vm.Finding{checkQEMU(caps)}

@@ -57,7 +57,7 @@ func identify(binary string) (path, build string, err error) {
 		path, err = filepath.EvalSymlinks(path)
 	}
 	if err != nil {
-		return "", "", vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("find QEMU: %w", err)), "run: "+installQEMU)
+		return "", "", vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("find QEMU: %w", err)), installQEMU)
 	}
 	info, err := os.Stat(path)
 	if err != nil {

@@ -136,7 +136,7 @@ func checkCaps(m vm.Machine, caps Caps) error {
 		err = vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("QEMU %v (%s) lacks %s", caps.Version, caps.Binary, strings.Join(missing, ", "))), newerQEMU)
 	}
 	if needsUEFI(m) && caps.UEFI == nil {
-		err = errors.Join(err, vm.WithHint(vm.Classify(vm.ErrHost, errors.New("no UEFI firmware for virtual machines is installed")), "run: "+installOVMF))
+		err = errors.Join(err, vm.WithHint(vm.Classify(vm.ErrHost, errors.New("no UEFI firmware for virtual machines is installed")), installOVMF))
 	}
 	return err
 }

@@ -28,7 +28,7 @@ func checkVirtiofsd(ctx context.Context, paths []string) vm.Finding {
 	f := vm.Finding{Name: "virtiofsd", Status: vm.FindingOK}
 	caps, err := Probe(ctx, paths...)
 	if err != nil {
-		f.Status, f.Detail, f.Fix = vm.FindingFail, err.Error(), strings.TrimPrefix(installHint, "run: ")
+		f.Status, f.Detail, f.Fix = vm.FindingFail, err.Error(), installHint
 		return f
 	}
 	f.Detail = fmt.Sprintf("%s, %s", caps.Path, caps.Version)
@@ -100,7 +100,7 @@ func sysctl(root, name string) (string, bool) {
 	return strings.TrimSpace(string(b)), true
 }
 
-const hintDoctor = "run: agentvm doctor"
+const hintDoctor = "agentvm doctor"
 
 // explainStart classifies the failure to make the daemon's process.
 func explainStart(err error) error {

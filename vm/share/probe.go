@@ -42,7 +42,7 @@ var ErrNoVirtiofsd = errors.New("no virtiofsd found")
 
 // installHint is what brings virtiofsd: a package of its own where the Rust
 // flavour is packaged, QEMU's common files before that (Debian 12).
-const installHint = "run: apt-get install virtiofsd, or on Debian 12: apt-get install qemu-system-common"
+const installHint = "sudo apt-get install virtiofsd, or on Debian 12: apt-get install qemu-system-common"
 
 // DefaultPaths is where distributions put virtiofsd: Debian 12 in the third
 // place, Debian 13 in the first with a link in the third, Fedora in the first, Arch in the second.

@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -66,6 +67,8 @@ const (
 	defaultGrace = 20 * time.Second
 	earlyGrace   = 3 * time.Second
 	reapTimeout  = 5 * time.Second
+
+	protectionInterval = 2 * time.Second
 
 	consoleLines = 20       // shown of a failed boot
 	consoleBytes = 16 << 20 // kept of a console's log
@@ -250,11 +253,15 @@ func (e machineEnded) Error() string {
 
 // live waits for the end of the life, and mends what can be mended.
 func (s *Supervisor) live(ctx context.Context) error {
+	look := time.NewTicker(protectionInterval)
+	defer look.Stop()
 	for {
 		s.mu.Lock()
 		guest := s.guest
 		s.mu.Unlock()
 		select {
+		case <-look.C:
+			s.lookAtProtection()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case lost := <-s.lost:
@@ -265,6 +272,21 @@ func (s *Supervisor) live(ctx context.Context) error {
 			if err := s.reconnect(ctx, guest.Err()); err != nil {
 				return err
 			}
+		}
+	}
+}
+
+// lookAtProtection tells of shared paths that have lost their protection since.
+func (s *Supervisor) lookAtProtection() {
+	known := s.Status().Warnings
+	for _, sh := range s.shares {
+		for _, w := range sh.Warnings() {
+			if slices.Contains(known, w) {
+				continue
+			}
+			s.log.Warn("protection lost", "warning", w)
+			s.change(func(st *instance.Status) { st.Warnings = append(st.Warnings, w) })
+			s.to(instance.Degraded, w)
 		}
 	}
 }
@@ -393,5 +415,6 @@ func (s *Supervisor) setGuest(g Guest) {
 // fail records a failure.
 func (s *Supervisor) fail(err error) {
 	s.log.Error("failed", "error", err)
+	s.change(func(st *instance.Status) { st.TimedOut = errors.Is(err, vm.ErrTimeout) })
 	s.to(instance.Failed, strings.TrimSpace(err.Error()))
 }

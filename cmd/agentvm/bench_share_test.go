@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/agentvm/agentvm/vm/testenv"
+)
+
+//go:embed testdata/bench/files.py
+var filesScript string
+
+const (
+	smallFiles = 5000
+	largeMiB   = 1024
+	repoFiles  = 20_000
+)
+
+// dropCaches makes the guest ask again. The host's cache stays warm, under the
+// share as under the guest's disk, so that neither is measured by a device.
+const dropCaches = "sync; echo 3 | sudo -n tee /proc/sys/vm/drop_caches >/dev/null"
+
+// BenchmarkShare compares the workspace with the guest's own disk and with the
+// same directory on the host. The host's Python is not emulated and the guest's
+// may be: that part of a ratio is the same for the disk and for the workspace.
+func BenchmarkShare(b *testing.B) {
+	testenv.Require(b, "git", "python3")
+	h := newHost(b)
+	dir := h.machine("share", "resources: {memory: 2GiB}\n")
+	makeRepository(b, dir)
+	for b.Loop() {
+		clone := func(to string) string { return "git clone -q repo.git " + to }
+		h.shell(dir, clone("on-host"))
+		host := h.files(b, exec.Command("python3", "-", ".", "on-host", fmt.Sprint(smallFiles), fmt.Sprint(largeMiB), "true"), dir)
+		h.shell(dir, clone("shared"))
+		guest := func(at, repository string) map[string]time.Duration {
+			return h.files(b, h.command(dir, "exec", "--", "python3", "-", at, repository, fmt.Sprint(smallFiles), fmt.Sprint(largeMiB), dropCaches), dir)
+		}
+		workspace := guest(".", "shared")
+		h.guest(dir, clone("/home/agent/own"))
+		disk := guest("/home/agent", "/home/agent/own")
+
+		t := newTable(fmt.Sprintf("%d files of 100 bytes, %d MiB, a repository of %d files; host at load %s", smallFiles, largeMiB, repoFiles, load()),
+			"", "host", "guest's disk", "workspace", "workspace / disk", "workspace / host")
+		for _, step := range []string{
+			"create", "stat, caches empty", "stat again", "read", "delete", "write large", "read large",
+			"git status, first", "git status, caches empty", "git status again",
+		} {
+			t.add(step, host[step], disk[step], workspace[step], ratio(workspace[step], disk[step]), ratio(workspace[step], host[step]))
+			b.ReportMetric(ratio(workspace[step], disk[step]), strings.NewReplacer(", ", "-", " ", "-").Replace(step)+"-x-disk")
+		}
+		t.print()
+		h.shell(dir, "rm -rf on-host shared")
+		h.guest(dir, "rm -rf ~/own")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// files runs the script and reads what it says.
+func (h *host) files(b *testing.B, cmd *exec.Cmd, dir string) map[string]time.Duration {
+	b.Helper()
+	var out, errs bytes.Buffer
+	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = dir, strings.NewReader(filesScript), &out, &errs
+	if err := cmd.Run(); err != nil {
+		b.Fatalf("%q: %v\n%s", cmd.Args, err, &errs)
+	}
+	var seconds map[string]float64
+	if err := json.Unmarshal(out.Bytes(), &seconds); err != nil {
+		b.Fatalf("%v in %q", err, &out)
+	}
+	times := map[string]time.Duration{}
+	for step, s := range seconds {
+		times[step] = time.Duration(s * float64(time.Second))
+	}
+	return times
+}
+
+// makeRepository makes a bare repository that is quick to clone: one pack.
+func makeRepository(b *testing.B, dir string) {
+	b.Helper()
+	var stream strings.Builder
+	fmt.Fprint(&stream, "commit refs/heads/main\ncommitter a <a@b> 1 +0000\ndata 0\n")
+	for i := range repoFiles {
+		content := fmt.Sprintf("package p%d\n%s", i, strings.Repeat("// line\n", i%50))
+		fmt.Fprintf(&stream, "M 644 inline d%03d/f%05d.go\ndata %d\n%s\n", i/100, i, len(content), content)
+	}
+	for _, args := range [][]string{{"init", "-q", "--bare", "-b", "main", "."}, {"fast-import", "--quiet"}} {
+		cmd := exec.Command("git", append([]string{"-C", filepath.Join(dir, "repo.git")}, args...)...)
+		if args[0] == "init" {
+			cmd = exec.Command("git", "init", "-q", "--bare", "-b", "main", filepath.Join(dir, "repo.git"))
+		}
+		cmd.Stdin = strings.NewReader(stream.String())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			b.Fatalf("git %q: %v\n%s", args, err, out)
+		}
+	}
+}
+
+// shell runs a line on the host.
+func (h *host) shell(dir, line string) {
+	h.t.Helper()
+	cmd := exec.Command("sh", "-euc", line)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		h.t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+}
