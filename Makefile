@@ -3,7 +3,7 @@
 # On a fresh Debian machine two commands are enough, each from a clean clone
 # and in any order: `make demo` and `make test`. They install what is missing.
 
-GO      := scripts/go
+GO      := .ci/go
 CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
 ROOT    := $(filter 0,$(shell id -u))
 PREFIX  ?= $(if $(ROOT),/usr/local,$(HOME)/.local)
@@ -36,13 +36,13 @@ help: ## say what can be made
 	@echo 'make install PREFIX=DIR                default: $(PREFIX)'
 
 deps: ## install what running and building agentvm needs and this machine lacks
-	@scripts/deps run build
+	@.ci/deps run build
 
 deps-demo:
-	@scripts/deps run build demo
+	@.ci/deps run build demo
 
 deps-test:
-	@scripts/deps run build test
+	@.ci/deps run build test
 
 build: ## build bin/agentvm
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS) $(LDFLAGS) -o bin/ ./cmd/agentvm
@@ -66,10 +66,10 @@ test-unit: ## run the tests that take seconds: no VM, no image
 	$(GO) test -short -timeout 5m -run '$(RUN)' $(PKG)
 
 test-user: deps-test ## run all tests as an ordinary user (as root: a throwaway one)
-	@scripts/test-user
+	@.ci/test-user
 
 lint: ## vet, staticcheck, formatting, tidiness, known vulnerabilities
-	@scripts/lint
+	@.ci/lint
 
 bench: deps build ## measure: start-up phase by phase, exec, idle cost, file sharing
 	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 60m $(PKG)

@@ -66,7 +66,7 @@ tcp_listeners() { awk '$4 == "0A" { print $2 }' /proc/net/tcp /proc/net/tcp6 2>/
 
 started=$(date +%s)
 step 'building agentvm, and the model server that only tests and this demo use'
-scripts/go build -trimpath -buildvcs=false -o "$work/modelserver" ./cmd/modelserver
+.ci/go build -trimpath -buildvcs=false -o "$work/modelserver" ./cmd/modelserver
 make -s build
 
 step 'starting a scripted model on this host: real protocol, no network, no key'
