@@ -11,13 +11,13 @@ import (
 
 // TestAgents installs agents by their profiles and starts each in a machine:
 // those named in AGENTVM_TEST_AGENTS, apart by commas, or all; otherwise one
-// that stands for the rest. The demo has another.
+// that starts soon under emulation. The demo has another.
 func TestAgents(t *testing.T) {
 	set, err := agent.Load()
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := []string{"gemini"}
+	names := []string{"codex"}
 	switch wish := os.Getenv("AGENTVM_TEST_AGENTS"); wish {
 	case "":
 	case "all":

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -213,8 +214,10 @@ func (a *app) remote(ctx context.Context, inst *instance.Instance, f execFlags, 
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
-	c.Signals = signals
-	exit, err := client.Run(context.WithoutCancel(ctx), c)
+	running, leave := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer leave(nil)
+	c.Signals = passSignals(running, signals, func() { leave(errInterrupted) })
+	exit, err := client.Run(running, c)
 	if err != nil {
 		if errors.Is(err, ssh.ErrConnection) {
 			return connectionError{a.why(inst, err)}
@@ -225,6 +228,44 @@ func (a *app) remote(ctx context.Context, inst *instance.Instance, f execFlags, 
 		return remoteExit(code)
 	}
 	return nil
+}
+
+// Signals that the program does not end by end the command all the same, once
+// this many came within this time: the program may ignore them, or have ended
+// and left its output to a child that goes on.
+const (
+	leaveSignals = 3
+	leaveWithin  = 3 * time.Second
+)
+
+// passSignals hands signals on, and calls leave when the user insists.
+func passSignals(ctx context.Context, in <-chan os.Signal, leave func()) <-chan os.Signal {
+	out := make(chan os.Signal, cap(in))
+	go func() {
+		var came []time.Time
+		for {
+			var sig os.Signal
+			select {
+			case <-ctx.Done():
+				return
+			case sig = <-in:
+			}
+			select {
+			case out <- sig:
+			default: // a guest that takes none gets no more
+			}
+			if sig == syscall.SIGUSR1 || sig == syscall.SIGUSR2 {
+				continue
+			}
+			came = append(came, time.Now())
+			came = came[max(0, len(came)-leaveSignals):]
+			if len(came) == leaveSignals && time.Since(came[0]) <= leaveWithin {
+				leave()
+				return
+			}
+		}
+	}()
+	return out
 }
 
 // why adds what became of the machine to a lost connection.

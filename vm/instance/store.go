@@ -88,6 +88,10 @@ func (s Store) Create(name string) (*Instance, error) {
 	if err := os.Mkdir(i.Dir, mode); err != nil {
 		return nil, fmt.Errorf("create instance %q: %w", name, err)
 	}
+	// A strict umask must not keep out the user that root's machine runs as.
+	if err := os.Chmod(i.Dir, mode); err != nil {
+		return nil, fmt.Errorf("create instance %q: %w", name, err)
+	}
 	return i, nil
 }
 

@@ -64,15 +64,20 @@ func (m *Manager) gone(ctx context.Context, inst *instance.Instance, p vm.ProcID
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for p.Alive() {
+	for {
+		if !p.Alive() {
+			s, err := inst.Status() // buries what was killed
+			// The lock goes with a killed process's last thread, a moment later.
+			if err != nil || !s.State.Live() || s.Supervisor != p {
+				return err
+			}
+		}
 		select {
 		case <-bounded.Done():
 			return vm.WithHint(vm.Classify(vm.ErrTimeout, fmt.Errorf("the supervisor of %q does not end", inst.Name)), fmt.Sprintf("kill -9 %d", p.PID))
 		case <-tick.C:
 		}
 	}
-	_, err := inst.Status() // buries what was killed
-	return err
 }
 
 // Delete ends the machine and removes its files. The workspace is kept.

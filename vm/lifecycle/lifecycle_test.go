@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/agentvm/agentvm/vm/agent"
 	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -250,6 +252,17 @@ func TestClaimNames(t *testing.T) {
 	if _, _, err := claim("/a/api", UpOptions{}); err == nil || !strings.Contains(vm.Hint(err), "--name") {
 		t.Errorf("ambiguous: %v", err)
 	}
+	// One of a newer version may be this workspace's: no second is made beside it.
+	newer, err := m.Store.Create("newer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(newer.Path("instance.json"), []byte(`{"format": 99}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := claim("/a/newer", UpOptions{}); !errors.Is(err, vm.ErrHost) {
+		t.Errorf("unreadable: %v", err)
+	}
 }
 
 func TestNotEnoughMemory(t *testing.T) {
@@ -297,3 +310,40 @@ func TestCloseOnExec(t *testing.T) {
 		t.Errorf("flags %#x, %v", flags, err)
 	}
 }
+
+// TestImageOfDiskFile finds the disk file below an instance again, also when
+// the project has come to name another.
+func TestImageOfDiskFile(t *testing.T) {
+	testenv.Require(t, "qemu-img")
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "disk.img")
+	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := &Manager{Images: func() (*images.Cache, error) { return images.Open(filepath.Join(dir, "cache")) }}
+	for _, tt := range []struct {
+		image string
+		notes int
+	}{{"./disk.img", 0}, {"debian-13", 1}, {"./gone.img", 1}} {
+		var r notes
+		p := Project{Dir: dir, Config: parse(t, "version: 1\nimage: "+tt.image+"\n")}
+		img, err := m.image(t.Context(), p, profile(t, "shell"), instance.Spec{ImageID: disk}, UpOptions{}, &r)
+		if err != nil {
+			t.Fatalf("%s: %v", tt.image, err)
+		}
+		if img.ID != disk || len(r.said) != tt.notes {
+			t.Errorf("%s: image %s, notes %q", tt.image, img.ID, r.said)
+		}
+	}
+}
+
+// notes is a Report that keeps what the user should read.
+type notes struct {
+	images.Progress
+	said []string
+}
+
+func (n *notes) Note(format string, args ...any) {
+	n.said = append(n.said, fmt.Sprintf(format, args...))
+}
+func (n *notes) State(instance.Status) {}

@@ -187,8 +187,12 @@ func (m *Manager) claim(p Project, ws Directory, opt UpOptions) (inst *instance.
 				return nil, false, err
 			}
 			if inst, err := m.Store.Get(name); err == nil {
-				if _, err := inst.Spec(); errors.Is(err, fs.ErrNotExist) {
+				_, err := inst.Spec()
+				switch {
+				case errors.Is(err, fs.ErrNotExist):
 					return inst, true, nil // being made at this moment, or left half made by a crash
+				case err != nil:
+					return nil, false, err // it may well be this workspace's: no second one behind its back
 				}
 			}
 		}

@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -55,6 +54,9 @@ func (s *Supervisor) boot(ctx context.Context, first bool) error {
 		for _, why := range st.Lost {
 			warnings = append(warnings, why)
 		}
+		for i := range warnings {
+			warnings[i] = plain(warnings[i])
+		}
 		st.Warnings = warnings
 	})
 	if len(warnings) > 0 {
@@ -64,6 +66,9 @@ func (s *Supervisor) boot(ctx context.Context, first bool) error {
 	}
 	return nil
 }
+
+// maxWarnings are as many of the guest's findings as somebody would read.
+const maxWarnings = 20
 
 var errNotReady = errors.New("the guest did not become ready in time")
 
@@ -99,7 +104,7 @@ func (s *Supervisor) settle(ctx context.Context, guest Guest) ([]string, error) 
 	for _, sh := range s.spec.Shares {
 		targets = append(targets, mountsEscape(sh.Target))
 	}
-	var out bytes.Buffer
+	var out head
 	code, err := guest.Run(ctx, fmt.Sprintf(settleScript, strings.Join(targets, " ")), &out)
 	if err != nil {
 		return nil, err
@@ -107,7 +112,8 @@ func (s *Supervisor) settle(ctx context.Context, guest Guest) ([]string, error) 
 	if code != 0 {
 		return nil, fmt.Errorf("the check ended with exit code %d: %s", code, strings.TrimSpace(out.String()))
 	}
-	return strings.FieldsFunc(strings.TrimSpace(out.String()), func(r rune) bool { return r == '\n' }), nil
+	lines := strings.FieldsFunc(strings.TrimSpace(out.String()), func(r rune) bool { return r == '\n' })
+	return lines[:min(len(lines), maxWarnings)], nil
 }
 
 // mountsEscape writes a path as /proc/mounts does (proc_pid_mounts(5)), in
@@ -149,7 +155,7 @@ func (s *Supervisor) provision(ctx context.Context, guest Guest, first bool) (wa
 	}
 	defer s.phase("provision")
 	for i, script := range g.Run {
-		var out bytes.Buffer
+		var out tail
 		code, err := guest.Run(ctx, "cd "+shellQuote(g.Directory)+" && "+script, &out)
 		s.log.Info("provision", "command", script, "exit", code, "output", out.String())
 		if err == nil && code != 0 {

@@ -91,6 +91,7 @@ func (s *Supervisor) Stop(ctx context.Context, grace time.Duration, reason strin
 
 // to moves to another state, writes it down and tells the watchers.
 func (s *Supervisor) to(state instance.State, reason string) {
+	reason = plain(reason)
 	s.change(func(st *instance.Status) {
 		if err := st.To(state, reason); err != nil {
 			s.log.Error("state", "error", err)

@@ -160,6 +160,9 @@ func (s *Supervisor) makeRunDir() error {
 		if err := os.Mkdir(dir, mode); err != nil {
 			return fmt.Errorf("create socket directory: %w", err)
 		}
+		if err := os.Chmod(dir, mode); err != nil { // whatever the umask
+			return fmt.Errorf("create socket directory: %w", err)
+		}
 	}
 	if o := s.spec.Machine.RunAs; o != nil {
 		if err := os.Chown(s.socket(""), o.UID, o.GID); err != nil {
