@@ -72,11 +72,19 @@ func seedConfig(spec instance.Spec, img *images.Image, client, host cloudinit.Ke
 		Network:        cloudinit.Network{MAC: guestMAC, Address: guestAddress, Gateway: gatewayAddress, DNS: []string{gatewayAddress}},
 		Partitioned:    img.Kernel() == "",
 	}
+	if cfg.Partitioned {
+		// What images of our own making have in their sshd_config.
+		cfg.Files = append(cfg.Files, cloudinit.GuestFile{Path: "/etc/ssh/sshd_config.d/50-agentvm.conf", Content: []byte(sshdConfig)})
+	}
 	for _, s := range spec.Shares {
 		cfg.Mounts = append(cfg.Mounts, cloudinit.ShareMount{Tag: s.Tag, Target: s.Target, ReadOnly: s.ReadOnly})
 	}
 	return cfg
 }
+
+// sshdConfig lets variables through that were asked for on the host, and many
+// commands at once over one connection.
+const sshdConfig = "AcceptEnv *\nMaxSessions 1024\n"
 
 // The guest's place in its private network.
 const (

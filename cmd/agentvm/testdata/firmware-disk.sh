@@ -6,7 +6,8 @@ set -eu
 out=$1 root=$2
 [ "$(readlink -f "$root")" != / ]
 mount --bind "$out" "$root/mnt"
-exec chroot "$root" sh -eu <<'INSIDE'
+trap 'umount "$root/mnt"' EXIT
+chroot "$root" sh -eu <<'INSIDE'
 cd /mnt
 mib=1048576 esp=2 system=18 size=1536 # where partitions begin and the disk ends, MiB
 work=$(mktemp -d)
@@ -21,7 +22,7 @@ CONFIG
 image() { # image FORMAT MODULE...
 	format=$1
 	shift
-	grub-mkimage -O "$format" -c "$work/grub.cfg" -p / -o "$work/$format" "$@" part_gpt ext2 search_fs_label linux boot
+	grub-mkimage -O "$format" -c "$work/grub.cfg" -p / -o "$work/$format" "$@" part_gpt ext2 search_label linux boot
 }
 image i386-pc biosdisk
 image x86_64-efi
