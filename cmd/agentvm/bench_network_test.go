@@ -37,7 +37,7 @@ func BenchmarkNetwork(b *testing.B) {
 
 	download := func(host string) string { return "curl -sSf -o /dev/null http://" + host }
 	upload := func(host string) string {
-		return fmt.Sprintf("head -c %dM /dev/zero | curl -sSf -T - http://%s", transferMiB, host)
+		return "curl -sSf -T /dev/shm/agentvm-bench http://" + host
 	}
 	rate := func(run func(string), line string) float64 {
 		begun := time.Now()
@@ -46,6 +46,10 @@ func BenchmarkNetwork(b *testing.B) {
 	}
 	inGuest := func(line string) { h.guest(dir, line) }
 	onHost := func(line string) { h.shell(dir, line) }
+	file := fmt.Sprintf("head -c %dM /dev/zero >/dev/shm/agentvm-bench", transferMiB)
+	inGuest(file)
+	onHost(file)
+	defer onHost("rm /dev/shm/agentvm-bench")
 	nic := strings.TrimSpace(h.guest(dir, "ls /sys/class/net | grep -v lo"))
 	mtu := strings.TrimSpace(h.guest(dir, "cat /sys/class/net/"+nic+"/mtu"))
 	for b.Loop() {
