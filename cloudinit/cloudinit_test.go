@@ -67,8 +67,9 @@ func checkSchema(t *testing.T, what, file string, args ...string) {
 
 // TestPyYAML checks the round trip with the parser that cloud-init uses.
 func TestPyYAML(t *testing.T) {
-	testenv.Require(t, "python3")
-	if exec.Command("python3", "-c", "import yaml").Run() != nil {
+	const python = "/usr/bin/python3" // Debian's, which its packages are for
+	testenv.Require(t, python)
+	if exec.Command(python, "-c", "import yaml").Run() != nil {
 		testenv.Unavailable(t, "%v", "needs python3-yaml")
 	}
 	cfg := minimalConfig(t)
@@ -84,7 +85,7 @@ func TestPyYAML(t *testing.T) {
 		t.Fatal(err)
 	}
 	const script = `import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1], encoding="utf-8")), sys.stdout)`
-	out, err := exec.Command("python3", "-c", script, file).Output()
+	out, err := exec.Command(python, "-c", script, file).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
