@@ -86,7 +86,7 @@ func (h host) programs() []vm.Finding {
 		if err := h.look(program); err != nil && h.look("/usr/sbin/"+program) != nil {
 			f.Status = vm.FindingFail
 			f.Detail = "not installed: images cannot be built"
-			f.Fix = "apt-get install " + debianPackageOf(program)
+			f.Fix = "sudo apt-get install " + debianPackageOf(program)
 		}
 		out = append(out, f)
 	}
@@ -111,7 +111,7 @@ func (h host) keyring() vm.Finding {
 	if len(missing) > 0 {
 		f.Status = vm.FindingFail
 		f.Detail = "no keys for " + strings.Join(missing, ", ")
-		f.Fix = "apt-get update && apt-get install debian-archive-keyring"
+		f.Fix = "sudo apt-get update && sudo apt-get install debian-archive-keyring"
 	}
 	return f
 }

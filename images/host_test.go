@@ -189,8 +189,8 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	want := map[string]string{
-		"mmdebstrap":            "apt-get install mmdebstrap",
-		"Debian archive keys":   "apt-get update && apt-get install debian-archive-keyring",
+		"mmdebstrap":            "sudo apt-get install mmdebstrap",
+		"Debian archive keys":   "sudo apt-get update && sudo apt-get install debian-archive-keyring",
 		"subordinate ids":       "sudo usermod --add-subuids 200000-265535 --add-subgids 200000-265535 ada",
 		"user namespaces":       "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0",
 		"disk space for images": "free some space, or set AGENTVM_HOME to a directory on a larger disk",
