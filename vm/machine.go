@@ -20,12 +20,22 @@ type Machine struct {
 
 	Console string // file that receives the guest's serial console
 	QMP     string // unix socket on which the backend's control protocol listens
+	Line    string // unix socket of a serial line into the guest; empty: none
 	PIDFile string // empty: none
 	RunAs   *Owner // nil: the calling user
+
+	// Ports is the number of PCIe root ports. Share i sits in port i; a port
+	// without a share takes one while the machine runs.
+	Ports int
 
 	// MemoryFile backs guest RAM with this file instead of an anonymous
 	// memfd. Both are shared mappings, which vhost-user devices need.
 	MemoryFile string
+
+	// Saved is a directory of package saved, to go on from instead of booting:
+	// the machine starts paused, and without its shares, which are plugged in
+	// before it resumes. Empty: boot.
+	Saved string
 }
 
 // Accel names how guest code runs.

@@ -20,6 +20,7 @@ import (
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/lifecycle"
 	"github.com/agentvm/agentvm/vm/share"
+	"github.com/agentvm/agentvm/vm/template"
 )
 
 // app is the program's surroundings and the flags that every command has.
@@ -82,7 +83,7 @@ the machine but what agentvm.yaml names.`,
 		a.lsCommand(), a.statusCommand(), a.logsCommand(),
 		a.stopCommand(), a.startCommand(), a.restartCommand(), a.downCommand(),
 		a.cpCommand(), a.forwardCommand(), a.sshConfigCommand(), a.sshProxyCommand(),
-		a.imageCommand(), a.agentsCommand(), a.doctorCommand(), a.versionCommand(), a.superviseCommand(),
+		a.imageCommand(), a.templateCommand(), a.agentsCommand(), a.doctorCommand(), a.versionCommand(), a.superviseCommand(),
 	)
 	return root
 }
@@ -130,6 +131,10 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 	}
 	return &lifecycle.Manager{
 		Store: store, Agents: agents, Executable: exe, Home: a.home(),
+		Templates: template.Store{Dir: store.Dirs.Templates(), Max: templatesMax},
+		Hardware: func(ctx context.Context, m vm.Machine) (string, error) {
+			return hardware(ctx, store.Dirs.Cache, m)
+		},
 		Images: func() (*images.Cache, error) {
 			if err := store.Dirs.Make(); err != nil {
 				return nil, err

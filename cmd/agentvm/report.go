@@ -37,6 +37,14 @@ var startPhases = map[string]string{
 	"ssh":        "guest answers over SSH",
 	"cloud-init": "cloud-init done",
 	"provision":  "provision.run done",
+	"boot":       "template booted",
+	"rest":       "template at rest",
+	"save":       "template saved",
+	"memory":     "memory loaded",
+	"state":      "devices restored",
+	"resume":     "running again",
+	"login":      "guest has its own keys",
+	"clone":      "guest is its own machine",
 }
 
 // phaseLog tells each new phase of a Status once.
@@ -54,12 +62,15 @@ func (l *phaseLog) fresh(s instance.Status) []instance.Phase {
 	return news
 }
 
-func describe(p instance.Phase) string {
-	name := startPhases[p.Name]
-	if name == "" {
-		name = p.Name
+func phaseName(name string) string {
+	if words, ok := startPhases[name]; ok {
+		return words
 	}
-	return fmt.Sprintf("%s (%s)", name, p.Took.Round(time.Millisecond*10))
+	return name
+}
+
+func describe(p instance.Phase) string {
+	return fmt.Sprintf("%s (%s)", phaseName(p.Name), p.Took.Round(time.Millisecond*10))
 }
 
 // lineReport writes plain lines.

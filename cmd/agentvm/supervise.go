@@ -13,16 +13,13 @@ import (
 // superviseCommand is the process behind a running machine; lifecycle starts it.
 func (a *app) superviseCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "supervise NAME", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
+		Use: "supervise DIRECTORY", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, err := a.store()
 			if err != nil {
 				return err
 			}
-			inst, err := store.Get(args[0])
-			if err != nil {
-				return err
-			}
+			inst := store.Open(args[0])
 			// Core files would hold keys and what the guest sent; children inherit it.
 			if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
 				return fmt.Errorf("forbid core files: %w", err)

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,10 +21,16 @@ type upFlags struct {
 }
 
 func (f *upFlags) register(cmd *cobra.Command) {
+	f.registerEnvironment(cmd)
+	cmd.Flags().BoolVar(&f.opt.Cold, "cold", false, "boot a new machine, even where it could go on from a template")
+	cmd.Flags().BoolVar(&f.opt.AllowWide, "allow-wide", false, "share / or the home directory all the same")
+}
+
+// registerEnvironment adds the flags that say which environment is meant.
+func (f *upFlags) registerEnvironment(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.config, "config", "", "read this configuration instead of the project's agentvm.yaml")
 	cmd.Flags().StringVar(&f.opt.Agent, "agent", "", "use this agent instead of the configured one")
 	cmd.Flags().DurationVar(&f.opt.BootTimeout, "timeout", 0, "how long the guest may take to become ready (default: 2 minutes, emulated 6)")
-	cmd.Flags().BoolVar(&f.opt.AllowWide, "allow-wide", false, "share / or the home directory all the same")
 }
 
 // project reads the configuration that the flags name.
@@ -38,6 +45,7 @@ func (f *upFlags) project(a *app) (p lifecycle.Project, err error) {
 
 func (a *app) upCommand() *cobra.Command {
 	var f upFlags
+	var trace bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Make and start the project's machine, and wait until it is ready",
@@ -67,14 +75,35 @@ directory is shared, with the defaults.`,
 			if f.opt.DryRun {
 				return a.showCommand(cmd, m, res)
 			}
-			return a.showUp(res, time.Since(begun))
+			took := time.Since(begun)
+			if err := a.showUp(res, took); err != nil || !trace || a.json {
+				return err
+			}
+			return a.showTrace(res, begun, took)
 		},
 	}
 	f.register(cmd)
 	cmd.Flags().BoolVar(&f.opt.Recreate, "recreate", false, "give the machine a new disk (the workspace is kept)")
 	cmd.Flags().BoolVar(&f.opt.DryRun, "dry-run", false, "print QEMU's command line instead of starting anything")
+	cmd.Flags().BoolVar(&trace, "trace", false, "show where the time went, phase by phase")
 	cmd.Flags().BoolVar(&a.json, "json", false, "print events and the result as JSON")
 	return cmd
+}
+
+// showTrace prints the phases of a start. They overlap where that saves time.
+func (a *app) showTrace(res lifecycle.Result, begun time.Time, took time.Duration) error {
+	if len(res.Status.Phases) == 0 || res.Already {
+		return nil
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
+	fmt.Fprintln(w, "begins after\ttakes\t  phase")
+	fmt.Fprintf(w, "%s\t%s\t  before the supervisor's work\n", ms(0), ms(res.Status.Phases[0].Start.Sub(begun)))
+	for _, p := range res.Status.Phases {
+		fmt.Fprintf(w, "%s\t%s\t  %s\n", ms(p.Start.Sub(begun)), ms(p.Took), phaseName(p.Name))
+	}
+	fmt.Fprintf(w, "\t%s\t  in all\n", ms(took))
+	return w.Flush()
 }
 
 // showUp says what `up` came to.
@@ -82,7 +111,8 @@ func (a *app) showUp(res lifecycle.Result, took time.Duration) error {
 	if a.json {
 		return json.NewEncoder(a.stdout).Encode(map[string]any{
 			"name": res.Instance.Name, "workspace": res.Spec.Workspace, "already": res.Already, "created": res.Created,
-			"seconds": took.Seconds(), "status": viewOf(res.Spec, res.Status),
+			"restored": res.Status.Restored,
+			"seconds":  took.Seconds(), "status": viewOf(res.Spec, res.Status),
 		})
 	}
 	switch {
@@ -94,7 +124,11 @@ func (a *app) showUp(res lifecycle.Result, took time.Duration) error {
 	case res.Already:
 		a.noteLine("%q is already running", res.Instance.Name)
 	default:
-		a.noteLine("%q is ready after %s; %s is at %s in it", res.Instance.Name, took.Round(100*time.Millisecond), res.Spec.Workspace, res.Spec.Guest.Directory)
+		how := "ready"
+		if res.Status.Restored {
+			how = "restored"
+		}
+		a.noteLine("%q is %s after %s; %s is at %s in it", res.Instance.Name, how, took.Round(10*time.Millisecond), res.Spec.Workspace, res.Spec.Guest.Directory)
 	}
 	return nil
 }
@@ -105,7 +139,9 @@ func (a *app) showCommand(cmd *cobra.Command, m *lifecycle.Manager, res lifecycl
 	if err != nil {
 		return err
 	}
-	argv, err := qemu.Argv(res.Spec.Machine, caps)
+	machine := res.Spec.Machine
+	machine.MemoryFile = memoryFile
+	argv, err := qemu.Argv(machine, caps)
 	if err != nil {
 		return err
 	}

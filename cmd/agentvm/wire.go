@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,17 +14,21 @@ import (
 	"path"
 	"path/filepath"
 	"sync"
+	"time"
 
 	gossh "golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
 	"gopkg.in/natefinch/lumberjack.v2"
 
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/lifecycle"
+	"github.com/agentvm/agentvm/vm/line"
 	"github.com/agentvm/agentvm/vm/network"
 	"github.com/agentvm/agentvm/vm/qemu"
 	"github.com/agentvm/agentvm/vm/qmp"
+	"github.com/agentvm/agentvm/vm/saved"
 	"github.com/agentvm/agentvm/vm/share"
 	"github.com/agentvm/agentvm/vm/ssh"
 	"github.com/agentvm/agentvm/vm/supervisor"
@@ -31,6 +36,9 @@ import (
 
 // qemuBinary is the emulator for the one architecture that guests have.
 const qemuBinary = "qemu-system-x86_64"
+
+// memoryFile is the guest's memory, which QEMU inherits from its supervisor.
+const memoryFile = "/proc/self/fd/3"
 
 // probeQEMU asks QEMU what it can do, or says how to get one.
 func probeQEMU(ctx context.Context, cache string) (qemu.Caps, error) {
@@ -49,6 +57,15 @@ func chooseAccel(ctx context.Context, cache string, img *images.Image, runAs *vm
 	}
 	v, err := qemu.ProbeAccel(ctx, qemu.AccelProbe{Caps: caps, Kernel: img.Kernel(), RunAs: runAs, CacheDir: filepath.Join(cache, "probes")})
 	return v.Accel, v.Reason, err
+}
+
+// hardware names what a guest can observe of a machine.
+func hardware(ctx context.Context, cache string, m vm.Machine) (string, error) {
+	caps, err := probeQEMU(ctx, cache)
+	if err != nil {
+		return "", err
+	}
+	return qemu.Fingerprint(m, caps)
 }
 
 // parts starts the real pieces of a machine.
@@ -174,7 +191,7 @@ func (s runningShare) Stop() error {
 	return s.log.Close()
 }
 
-func (p parts) Machine(ctx context.Context, m vm.Machine, log string) (supervisor.Machine, error) {
+func (p parts) Machine(ctx context.Context, m vm.Machine, log string, trace supervisor.Trace) (supervisor.Machine, error) {
 	caps, err := probeQEMU(ctx, p.cache)
 	if err != nil {
 		return nil, err
@@ -182,25 +199,68 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string) (superviso
 	if err := makeVars(m, caps); err != nil {
 		return nil, err
 	}
+	// QEMU opens the memory by its number, as the user that it runs as.
+	memory, err := saved.NewMemory(m.Memory)
+	if err == nil && m.RunAs != nil {
+		err = memory.Chown(m.RunAs.UID, m.RunAs.GID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.MemoryFile = memoryFile
 	argv, err := qemu.Argv(m, caps)
 	if err != nil {
 		return nil, err
 	}
 	p.log.Info("start", "command", qemu.CommandLine(argv))
-	opts := qemu.Options{RunAs: m.RunAs, LogFile: log}
+	opts := qemu.Options{RunAs: m.RunAs, LogFile: log, ExtraFiles: []*os.File{memory}}
 	if m.Accel == vm.AccelKVM {
 		opts.Groups = qemu.KVMGroups()
 	}
+	began := time.Now()
 	process, err := qemu.Start(ctx, argv, opts)
 	if err != nil {
+		memory.Close()
 		return nil, err
 	}
-	monitor, err := process.Connect(ctx, m.QMP)
+	r := runningMachine{qemu: process, memory: memory, spec: m}
+	// QEMU gets ready while its memory is filled.
+	var load errgroup.Group
+	var state []byte
+	if m.Saved != "" {
+		load.Go(func() (err error) {
+			defer trace("memory", time.Now())
+			state, err = loadMemory(m.Saved, memory)
+			return err
+		})
+	}
+	r.monitor, err = process.Connect(ctx, m.QMP)
+	trace("qemu", began)
+	if err = errors.Join(err, load.Wait()); err == nil && m.Saved != "" {
+		began = time.Now()
+		err = qemu.Restore(ctx, r.monitor, filepath.Join(filepath.Dir(m.QMP), "state.sock"), state)
+		trace("state", began)
+	}
 	if err != nil {
-		process.Kill()
+		r.Kill()
 		return nil, err
 	}
-	return runningMachine{process, monitor}, nil
+	return r, nil
+}
+
+func loadMemory(dir string, memory *os.File) (state []byte, err error) {
+	s, err := saved.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if state, err = s.State(); err != nil {
+		return nil, err
+	}
+	return state, s.LoadMemory(memory)
+}
+
+func (p parts) Line(ctx context.Context, m vm.Machine) (supervisor.Line, error) {
+	return line.Dial(ctx, m.Line)
 }
 
 // makeVars gives a machine with UEFI its own copy of the firmware's variables.
@@ -225,7 +285,9 @@ func makeVars(m vm.Machine, caps qemu.Caps) error {
 
 type runningMachine struct {
 	qemu    *qemu.Process
-	monitor *qmp.Client
+	monitor *qmp.Client // nil until it is connected
+	memory  *os.File
+	spec    vm.Machine
 }
 
 func (m runningMachine) Process() vm.ProcID    { return m.qemu.ID() }
@@ -241,8 +303,24 @@ func (m runningMachine) Powerdown(ctx context.Context) error {
 
 func (m runningMachine) Kill() error {
 	m.qemu.Kill()
-	_ = m.monitor.Close() // it ended with the process
-	return nil
+	if m.monitor != nil {
+		_ = m.monitor.Close() // it ended with the process
+	}
+	return m.memory.Close()
+}
+
+func (m runningMachine) Plug(ctx context.Context, i int, s vm.Share) error {
+	return qemu.PlugShare(ctx, m.monitor, i, s)
+}
+
+func (m runningMachine) Resume(ctx context.Context) error { return qmp.Cont(ctx, m.monitor) }
+
+func (m runningMachine) Save(ctx context.Context, dir string) error {
+	state, err := qemu.Save(ctx, m.monitor, filepath.Join(filepath.Dir(m.spec.QMP), "state.sock"), m.spec.RunAs)
+	if err != nil {
+		return err
+	}
+	return saved.Write(dir, m.memory, bytes.NewReader(state))
 }
 
 func (p parts) Guest(ctx context.Context, inst *instance.Instance, spec instance.Spec, dial supervisor.Dialer) (supervisor.Guest, error) {

@@ -77,6 +77,9 @@ func FindDirs(getenv func(string) string, uid int) (Dirs, error) {
 // Images is the image cache.
 func (d Dirs) Images() string { return filepath.Join(d.Cache, "images") }
 
+// Templates is where machines that others start from are kept.
+func (d Dirs) Templates() string { return filepath.Join(d.Cache, "templates") }
+
 // Agents is where the user's own agent profiles lie.
 func (d Dirs) Agents() string { return filepath.Join(d.Config, "agents") }
 

@@ -10,6 +10,12 @@ import (
 // on disk was written by a newer program and is left alone.
 const Format = 1
 
+// Files of an instance directory that its maker and its supervisor share.
+const (
+	CloneFile = "clone.py"
+	SavedDir  = "saved"
+)
+
 // Spec is everything that a supervisor needs to run one instance. It is
 // decided once, by whoever creates or changes the instance, and only read by
 // the supervisor.
@@ -30,6 +36,13 @@ type Spec struct {
 
 	// BootTimeout bounds the time from QEMU's start to a usable guest.
 	BootTimeout time.Duration `json:"bootTimeout"`
+
+	// Template marks a machine that is booted only to be saved, in SavedDir
+	// of its directory, for others to go on from.
+	Template bool `json:"template,omitempty"`
+	// Clone says that the machine, whose Machine.Saved is a template, has to be
+	// made itself by the program in CloneFile before anybody works in it.
+	Clone bool `json:"clone,omitempty"`
 
 	Machine vm.Machine `json:"machine"`
 	Shares  []Share    `json:"shares"`

@@ -60,6 +60,13 @@ type Status struct {
 	TimedOut bool `json:"timedOut,omitempty"`
 	// Console holds the guest's last console lines when a boot failed.
 	Console []string `json:"console,omitempty"`
+	// Restored says that this run went on from a saved state; it did not boot.
+	Restored bool `json:"restored,omitempty"`
+	// Saved is set once a template's machine has been saved whole.
+	Saved bool `json:"saved,omitempty"`
+	// RestoreFailed is set when a failure was one to go on from a saved state,
+	// so that booting instead may succeed.
+	RestoreFailed bool `json:"restoreFailed,omitempty"`
 	// Provisioned is set once the commands of provision.run have succeeded.
 	Provisioned bool `json:"provisioned,omitempty"`
 }

@@ -71,6 +71,12 @@ func (s Store) Get(name string) (*Instance, error) {
 	return i, nil
 }
 
+// Open is the instance in dir, which may lie outside the store, as a template
+// that is being made does.
+func (s Store) Open(dir string) *Instance {
+	return &Instance{Name: filepath.Base(dir), Dir: dir, run: s.Dirs.Run}
+}
+
 // Create makes the directory of a new instance. It fails with fs.ErrExist
 // when the name is taken.
 func (s Store) Create(name string) (*Instance, error) {

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/google/renameio/v2"
 
@@ -14,6 +17,7 @@ import (
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/template"
 )
 
 // Files that Prepare makes in an instance's directory.
@@ -28,7 +32,7 @@ const (
 
 // prepare makes what the machine needs on disk and does not have yet: keys,
 // the root disk's overlay, the seed. It is idempotent.
-func prepare(ctx context.Context, inst *instance.Instance, spec instance.Spec, img *images.Image, disk int64, facts cloudinit.Facts, git cloudinit.Git) error {
+func prepare(ctx context.Context, inst *instance.Instance, spec instance.Spec, plan plan, from *template.Template) error {
 	client, err := keyPair(inst.Path(ClientKeyFile), "agentvm client of "+spec.Name)
 	if err != nil {
 		return err
@@ -41,15 +45,16 @@ func prepare(ctx context.Context, inst *instance.Instance, spec instance.Spec, i
 		if err := checkDisk(inst.Dir); err != nil {
 			return err
 		}
-		if err := images.CreateOverlay(ctx, inst.Path(OverlayFile), img, disk); err != nil {
+		if err := makeDisk(ctx, inst.Path(OverlayFile), plan, from); err != nil {
 			return err
 		}
 	}
-	seed, err := cloudinit.NewSeed(seedConfig(spec, img, client, host, facts, git))
-	if err != nil {
-		return fmt.Errorf("describe the guest to cloud-init: %w", err)
+	cfg := seedConfig(spec, plan)
+	cfg.AuthorizedKeys, cfg.HostKey = []string{client.Public}, host.Private
+	if err := writeSeed(inst, cfg); err != nil {
+		return err
 	}
-	if err := seed.WriteISO(inst.Path(SeedFile)); err != nil {
+	if err := writeCloneProgram(inst, spec, cfg); err != nil {
 		return err
 	}
 	if err := os.WriteFile(inst.Path(ConsoleFile), nil, 0o600); err != nil {
@@ -58,19 +63,61 @@ func prepare(ctx context.Context, inst *instance.Instance, spec instance.Spec, i
 	return handOver(inst, spec)
 }
 
-// seedConfig is the guest in cloud-init's terms.
-func seedConfig(spec instance.Spec, img *images.Image, client, host cloudinit.KeyPair, facts cloudinit.Facts, git cloudinit.Git) cloudinit.Config {
+// makeDisk makes the machine's disk, which lies over the image's. One that
+// goes on from a template begins with a copy of the template's, which is small.
+func makeDisk(ctx context.Context, path string, plan plan, from *template.Template) error {
+	if from == nil {
+		return images.CreateOverlay(ctx, path, plan.image, plan.spec.Disk)
+	}
+	src, err := os.Open(filepath.Join(from.Dir, template.DiskFile))
+	if err != nil {
+		return fmt.Errorf("copy the template's disk: %w", err)
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("copy the template's disk: %w", err)
+	}
+	_, err = io.Copy(dst, src) // in the kernel, and without copying where the file system can share
+	if err = errors.Join(err, dst.Close()); err != nil {
+		os.Remove(path)
+		return fmt.Errorf("copy the template's disk: %w", err)
+	}
+	return nil
+}
+
+func writeSeed(inst *instance.Instance, cfg cloudinit.Config) error {
+	seed, err := cloudinit.NewSeed(cfg)
+	if err != nil {
+		return fmt.Errorf("describe the guest to cloud-init: %w", err)
+	}
+	return seed.WriteISO(inst.Path(SeedFile))
+}
+
+// writeCloneProgram writes what makes a guest that was restored from a template
+// this machine; it holds the host key.
+func writeCloneProgram(inst *instance.Instance, spec instance.Spec, cfg cloudinit.Config) error {
+	if !spec.Clone {
+		return nil
+	}
+	program, err := cloudinit.CloneProgram(cfg, strings.ReplaceAll(spec.ID, "-", ""))
+	if err != nil {
+		return fmt.Errorf("describe the guest: %w", err)
+	}
+	return renameio.WriteFile(inst.Path(instance.CloneFile), []byte(program), 0o600)
+}
+
+// seedConfig is the guest in cloud-init's terms, without its keys.
+func seedConfig(spec instance.Spec, plan plan) cloudinit.Config {
 	cfg := cloudinit.Config{
-		InstanceName:   spec.Name,
-		User:           cloudinit.Account{Name: GuestUser, UID: GuestUID},
-		AuthorizedKeys: []string{client.Public},
-		HostKey:        host.Private,
-		Timezone:       facts.Timezone,
-		Locale:         facts.Locale,
-		CAs:            facts.CAs,
-		Git:            git,
-		Network:        cloudinit.Network{MAC: guestMAC, Address: guestAddress, Gateway: gatewayAddress, DNS: []string{gatewayAddress}},
-		Partitioned:    img.Kernel() == "",
+		InstanceName: spec.Name,
+		User:         cloudinit.Account{Name: GuestUser, UID: GuestUID},
+		Timezone:     plan.facts.Timezone,
+		Locale:       plan.facts.Locale,
+		CAs:          plan.facts.CAs,
+		Git:          plan.git,
+		Network:      cloudinit.Network{MAC: guestMAC, Address: guestAddress, Gateway: gatewayAddress, DNS: []string{gatewayAddress}},
+		Partitioned:  plan.image.Kernel() == "",
 	}
 	if cfg.Partitioned {
 		// What images of our own making have in their sshd_config.

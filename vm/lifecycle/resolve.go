@@ -27,6 +27,7 @@ const (
 	bootTCG     = 6 * time.Minute
 	bootPerGiB  = 5 * time.Second // zeroing and mapping more memory takes longer
 	workspaceFS = "workspace"     // virtiofs tag
+	minPorts    = 4               // as few as machines with different shares have in common
 )
 
 // Inputs are everything that decides what an instance is.
@@ -67,7 +68,9 @@ func Resolve(in Inputs) instance.Spec {
 		NICs:    []vm.NIC{{MAC: guestMAC, Socket: filepath.Join(in.Run, "vm", "net.sock"), MTU: vmnet.DefaultMTU}},
 		Console: filepath.Join(in.Dir, ConsoleFile),
 		QMP:     filepath.Join(in.Run, "vm", "qmp.sock"),
+		Line:    filepath.Join(in.Run, "vm", "line.sock"),
 		RunAs:   in.Host.runAs(in.ID),
+		Ports:   max(minPorts, len(spec.Shares)),
 	}
 	for _, s := range spec.Shares {
 		spec.Machine.Shares = append(spec.Machine.Shares, vm.Share{Tag: s.Tag, Socket: filepath.Join(in.Run, "vm", s.Tag+".sock")})

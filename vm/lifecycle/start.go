@@ -69,7 +69,7 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 		return instance.Status{}, fmt.Errorf("start the supervisor: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(m.Executable, "supervise", inst.Name)
+	cmd := exec.Command(m.Executable, "supervise", inst.Dir)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = supervisorEnv(os.Environ())
@@ -191,7 +191,7 @@ func failure(inst *instance.Instance, err error) (instance.Status, error) {
 	if statusErr != nil {
 		return s, statusErr
 	}
-	if s.State.Usable() {
+	if s.State.Usable() || s.State == instance.Stopped && s.Saved {
 		return s, nil
 	}
 	reason := s.Reason

@@ -19,13 +19,18 @@ import (
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/agent"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/template"
 )
 
 // Manager does what the commands ask for.
 type Manager struct {
-	Store  instance.Store
-	Agents *agent.Set
-	Images func() (*images.Cache, error) // opened when first needed
+	Store     instance.Store
+	Agents    *agent.Set
+	Images    func() (*images.Cache, error) // opened when first needed
+	Templates template.Store
+	// Hardware names everything of a machine that its guest can observe, paths
+	// on the host aside, and of the program that runs it.
+	Hardware func(ctx context.Context, machine vm.Machine) (string, error)
 	// Accel finds how the guest can run here; img may give a kernel to try it with.
 	Accel func(ctx context.Context, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error)
 	// Executable is this program, started again as the supervisor.
@@ -39,6 +44,7 @@ type UpOptions struct {
 	Name      string // empty: found or made from the workspace
 	AllowWide bool   // share / or a home directory all the same
 	Recreate  bool   // a new root disk
+	Cold      bool   // boot, even where a template could be used
 	Agent     string // instead of the configured one; remembered by the instance
 	DryRun    bool   // decide, and act on nothing but image builds
 
@@ -105,11 +111,11 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if status.State == instance.Failed && status.Reason != "" && !created {
 		report.Note("the last run of %q failed: %s", inst.Name, status.Reason)
 	}
-	spec, prepareFiles, err := m.plan(ctx, p, ws, inst, old, opt, report)
+	plan, err := m.plan(ctx, p, ws, inst, old, opt, report)
 	if err != nil {
 		return Result{}, err
 	}
-	res := Result{Instance: inst, Spec: spec, Status: status, Created: created}
+	res := Result{Instance: inst, Spec: plan.spec, Status: status, Created: created}
 	if opt.DryRun {
 		return res, nil
 	}
@@ -119,18 +125,61 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if err := m.Store.Dirs.Reachable(); err != nil {
 		return Result{}, err
 	}
-	if err := checkMemory(spec.Machine.Memory); err != nil {
+	if err := checkMemory(plan.spec.Machine.Memory); err != nil {
 		return Result{}, err
 	}
-	if err := prepareFiles(); err != nil {
+	if plan.emulated != "" {
+		report.Note("WARNING: no usable KVM (%s): the guest is emulated, which is slow, and QEMU does not promise isolation for emulated guests", plan.emulated)
+	}
+	if plan.newDisk {
+		if err := discardDisk(inst); err != nil {
+			return Result{}, err
+		}
+	}
+	from, err := m.templateFor(ctx, plan, opt, report)
+	if err != nil {
 		return Result{}, err
 	}
-	if err := inst.WriteSpec(spec); err != nil {
-		return Result{}, err
-	}
-	started = true
-	res.Status, err = m.start(ctx, inst, spec, report)
+	res.Spec, res.Status, err = m.launch(ctx, inst, plan, from, func() { started = true }, report)
 	return res, err
+}
+
+// launch starts the machine: from a template, if there is one, and by booting
+// when that fails.
+func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan, from *template.Template, begun func(), report Report) (instance.Spec, instance.Status, error) {
+	for {
+		spec := plan.spec
+		if from != nil {
+			spec.Machine.Saved, spec.Clone = from.Dir, true
+		}
+		if err := prepare(ctx, inst, spec, plan, from); err != nil {
+			return spec, instance.Status{}, err
+		}
+		if err := inst.WriteSpec(spec); err != nil {
+			return spec, instance.Status{}, err
+		}
+		begun()
+		status, err := m.start(ctx, inst, spec, report)
+		if err == nil || from == nil || !status.RestoreFailed || ctx.Err() != nil {
+			return spec, status, err
+		}
+		report.Note("%q could not go on from template %s, which is deleted: it boots instead (%s)", inst.Name, from.ID, status.Reason)
+		if err := m.Templates.Remove(from); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return spec, status, err
+		}
+		from = nil
+		if err := discardDisk(inst); err != nil {
+			return spec, status, err
+		}
+	}
+}
+
+// discardDisk removes the machine's disk, with all that was done on it.
+func discardDisk(inst *instance.Instance) error {
+	if err := os.Remove(inst.Path(OverlayFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the old root disk: %w", err)
+	}
+	return inst.Unprovisioned()
 }
 
 // join waits for a machine that already runs or starts.
@@ -153,6 +202,7 @@ func sameMachine(a, b instance.Spec) bool {
 	a.Format, b.Format = 0, 0
 	a.Created, b.Created = time.Time{}, time.Time{}
 	a.BootTimeout, b.BootTimeout = 0, 0
+	a.Machine.Saved, b.Machine.Saved, a.Clone, b.Clone = "", "", false, false
 	return reflect.DeepEqual(a, b)
 }
 
@@ -225,10 +275,20 @@ func namesOf(list []*instance.Instance) string {
 	return strings.Join(names, ", ")
 }
 
-// plan decides what to run, building the image when it is lacking, and
-// returns the act that makes the instance's files.
-func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *instance.Instance, old instance.Spec, opt UpOptions, report Report) (instance.Spec, func() error, error) {
-	fail := func(err error) (instance.Spec, func() error, error) { return instance.Spec{}, nil, err }
+// plan is a decision: what to run, and what it is made from.
+type plan struct {
+	spec     instance.Spec
+	image    *images.Image
+	host     Host
+	facts    cloudinit.Facts
+	git      cloudinit.Git
+	newDisk  bool   // there is none, or the old one has to go
+	emulated string // why there is no hardware virtualization; empty: there is
+}
+
+// plan decides what to run, building the image when it is lacking.
+func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *instance.Instance, old instance.Spec, opt UpOptions, report Report) (plan, error) {
+	fail := func(err error) (plan, error) { return plan{}, err }
 	chosen := opt.Agent
 	if chosen == "" {
 		chosen = old.AgentChosen
@@ -281,23 +341,16 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 	if opt.BootTimeout > 0 {
 		spec.BootTimeout = opt.BootTimeout
 	}
-	return spec, func() error {
-		if in.Host.Accel == vm.AccelTCG {
-			report.Note("WARNING: no usable KVM (%s): the guest is emulated, which is slow, and QEMU does not promise isolation for emulated guests", why)
-		}
-		if opt.Recreate || old.ImageID != spec.ImageID {
-			if err := os.Remove(inst.Path(OverlayFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("remove the old root disk: %w", err)
-			}
-			if err := inst.Unprovisioned(); err != nil {
-				return err
-			}
-		}
-		git := facts.Git
-		git.Name = cmp.Or(p.Config.Git.Name, git.Name)
-		git.Email = cmp.Or(p.Config.Git.Email, git.Email)
-		return prepare(ctx, inst, spec, in.Image, spec.Disk, facts, git)
-	}, nil
+	git := facts.Git
+	git.Name = cmp.Or(p.Config.Git.Name, git.Name)
+	git.Email = cmp.Or(p.Config.Git.Email, git.Email)
+	pl := plan{spec: spec, image: in.Image, host: in.Host, facts: facts, git: git}
+	_, err = os.Stat(inst.Path(OverlayFile))
+	pl.newDisk = opt.Recreate || old.ImageID != spec.ImageID || errors.Is(err, fs.ErrNotExist)
+	if in.Host.Accel == vm.AccelTCG {
+		pl.emulated = why
+	}
+	return pl, nil
 }
 
 // image finds or builds the image. An instance keeps the one that its disk

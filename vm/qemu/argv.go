@@ -6,10 +6,6 @@ import (
 	"github.com/agentvm/agentvm/vm"
 )
 
-// HotplugPorts is the number of empty PCIe root ports, named rp0, rp1, ...,
-// that every machine has for devices that come later.
-const HotplugPorts = 4
-
 // Argv renders m as the command line of the QEMU that caps describe. It is a
 // pure function; it refuses what QEMU would misread, and fails with
 // vm.ErrHost where QEMU lacks a part that m needs.
@@ -29,11 +25,15 @@ func Argv(m vm.Machine, caps Caps) ([]string, error) {
 	for i, d := range m.Disks {
 		a.disk(i, d)
 	}
+	for i := range m.Ports {
+		a.option("-device", "pcie-root-port", "id", port(i), "chassis", i+1, "slot", i+1)
+	}
+	if m.Saved != "" {
+		a.add("-incoming", "defer") // Restore says from where
+		return a.argv, nil
+	}
 	for i, s := range m.Shares {
 		a.share(i, s)
-	}
-	for i := range HotplugPorts {
-		a.option("-device", "pcie-root-port", "id", fmt.Sprintf("rp%d", i), "chassis", i+1, "slot", i+1)
 	}
 	return a.argv, nil
 }
@@ -133,6 +133,11 @@ func (a *args) control(m vm.Machine) {
 	// Appending lets the log be cut short while QEMU writes to it.
 	a.option("-chardev", "file", "id", "console", "path", m.Console, "append", true)
 	a.option("-serial", "chardev:console")
+	if m.Line != "" {
+		a.option("-chardev", "socket", "id", "line", "path", m.Line, "server", true, "wait", false)
+		a.option("-device", "virtio-serial-pci", "max_ports", 2, "disable-legacy", true)
+		a.option("-device", "virtserialport", "chardev", "line", "name", "org.agentvm.line")
+	}
 }
 
 // basics are the small devices that every machine has.
@@ -171,10 +176,10 @@ func (a *args) disk(i int, d vm.Disk) {
 }
 
 func (a *args) share(i int, s vm.Share) {
-	id := fmt.Sprintf("fs%d", i)
-	a.option("-chardev", "socket", "id", id, "path", s.Socket)
-	a.option("-device", "vhost-user-fs-pci", "chardev", id, "id", "share-"+id, "tag", s.Tag,
-		"queue-size", 1024, "num-request-queues", unless(s.Queues == 0, s.Queues))
+	chardev, device := shareIDs(i)
+	a.option("-chardev", "socket", "id", chardev, "path", s.Socket)
+	a.option("-device", shareDriver, "chardev", chardev, "id", device, "bus", port(i), "tag", s.Tag,
+		"queue-size", shareQueueSize, "num-request-queues", unless(s.Queues == 0, s.Queues))
 }
 
 // unless leaves an option out on a condition.

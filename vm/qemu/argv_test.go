@@ -21,7 +21,7 @@ func testCaps() Caps {
 		Binary:       "/usr/bin/qemu-system-x86_64",
 		Machine:      "pc-q35-7.2",
 		MachineProps: []string{"vmport", "hpet", "smm", "usb", "graphics", "sata", "smbus", "i8042"},
-		Devices:      []string{"pcie-root-port", "pvpanic-pci", "vhost-user-fs-pci", "virtio-balloon-pci", "virtio-blk-pci", "vmgenid"},
+		Devices:      []string{"pcie-root-port", "pvpanic-pci", "vhost-user-fs-pci", "virtio-balloon-pci", "virtio-blk-pci", "virtserialport", "vmgenid"},
 		Objects:      []string{"memory-backend-file", "memory-backend-memfd", "rng-builtin"},
 		Netdevs:      []string{"stream"},
 		Accels:       []Accel{vm.AccelTCG, vm.AccelKVM},
@@ -41,7 +41,7 @@ func testMachine() vm.Machine {
 		},
 		Shares:  []vm.Share{{Tag: "workspace", Socket: "/r/fs0.sock"}, {Tag: "pi", Socket: "/r/fs1.sock", Queues: 2}},
 		NICs:    []vm.NIC{{MAC: "5a:94:ef:e4:0c:ee", Socket: "/r/net.sock"}},
-		Console: "/s/console.log", QMP: "/r/qmp.sock", PIDFile: "/r/qemu.pid",
+		Console: "/s/console.log", QMP: "/r/qmp.sock", PIDFile: "/r/qemu.pid", Line: "/r/line.sock", Ports: 4,
 	}
 }
 
@@ -59,10 +59,11 @@ func TestArgvGolden(t *testing.T) {
 			m.Disks[0].Path = `/home/ada/my project, "v2",readonly=on/größe/root.qcow2`
 			m.Console = "/s/=,,=/console"
 		},
+		"restored": func(m *vm.Machine, _ *Caps) { m.Saved, m.MemoryFile = "/t/saved", "/proc/self/fd/3" },
 		"few-caps": func(_ *vm.Machine, c *Caps) {
 			c.MachineProps = nil
 			c.TCGProps = nil
-			c.Devices = []string{"pcie-root-port", "vhost-user-fs-pci"}
+			c.Devices = []string{"pcie-root-port", "vhost-user-fs-pci", "virtserialport"}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -122,6 +123,8 @@ func TestArgvRefuses(t *testing.T) {
 		"no QMP":   func(m *vm.Machine) { m.QMP = "" },
 		"MAC":      func(m *vm.Machine) { m.NICs[0].MAC = "5A:94" },
 		"vars":     func(m *vm.Machine) { m.Boot = vm.Boot{Firmware: vm.FirmwareUEFI} },
+		"ports":    func(m *vm.Machine) { m.Ports = 1 },
+		"line":     func(m *vm.Machine) { m.Line = "relative" },
 		"firmware": func(m *vm.Machine) { m.Boot = vm.Boot{Firmware: "coreboot"} },
 	} {
 		m := testMachine()

@@ -47,6 +47,7 @@ func checkMachine(m vm.Machine) error {
 	errs = append(errs,
 		checkPath("console", m.Console, true),
 		checkPath("monitor socket", m.QMP, true), checkSocket("monitor", m.QMP),
+		checkPath("line", m.Line, false), checkSocket("line", m.Line),
 		checkPath("pid file", m.PIDFile, false),
 		checkPath("memory file", m.MemoryFile, false),
 		checkPath("kernel", m.Boot.Kernel, false),
@@ -72,6 +73,7 @@ func checkDevices(m vm.Machine) error {
 		fault(len(d.Serial) > 20 || strings.ContainsFunc(d.Serial, isControl), "serial %q of disk %s is too long or holds control characters", d.Serial, d.ID)
 		errs = append(errs, checkPath("disk "+d.ID, d.Path, true))
 	}
+	fault(m.Ports < len(m.Shares) || m.Ports > 32, "%d ports for %d shares", m.Ports, len(m.Shares))
 	for _, s := range m.Shares {
 		fault(s.Tag == "" || len(s.Tag) > 36 || strings.ContainsFunc(s.Tag, isControl), "share tag %q does not have 1 to 36 bytes", s.Tag)
 		fault(s.Queues < 0 || s.Queues > 64, "%d request queues for share %s", s.Queues, s.Tag)
@@ -126,6 +128,7 @@ func checkCaps(m vm.Machine, caps Caps) error {
 	need(true, caps.Machine != "", "machine type q35")
 	need(true, caps.Sandbox, "seccomp sandbox")
 	need(true, caps.HasDevice("pcie-root-port"), "device pcie-root-port")
+	need(m.Line != "", caps.HasDevice("virtserialport"), "device virtserialport")
 	need(m.MemoryFile == "", caps.HasObject("memory-backend-memfd"), "object memory-backend-memfd")
 	need(m.MemoryFile != "", caps.HasObject("memory-backend-file"), "object memory-backend-file")
 	need(len(m.NICs) > 0, caps.HasNetdev("stream"), "netdev stream")

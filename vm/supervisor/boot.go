@@ -28,18 +28,24 @@ func (s *Supervisor) boot(ctx context.Context, first bool) error {
 		case <-bounded.Done():
 		}
 	}()
-	s.began = time.Now()
+	began := time.Now()
 	guest, err := s.parts.Guest(bounded, s.inst, s.spec, s.network.Dial)
 	if err != nil {
 		return s.bootError(bounded, "log in to the guest", err)
 	}
 	s.setGuest(guest)
-	s.phase("ssh")
+	s.trace("ssh", began)
+	began = time.Now()
 	warnings, err := s.settle(bounded, guest)
 	if err != nil {
 		return s.bootError(bounded, "wait for the guest's own start-up", err)
 	}
-	s.phase("cloud-init")
+	s.trace("cloud-init", began)
+	return s.ready(ctx, guest, warnings, first)
+}
+
+// ready gives the user's things to a guest that is up, and says that it is ready.
+func (s *Supervisor) ready(ctx context.Context, guest Guest, warnings []string, first bool) error {
 	if err := s.serveSSH(guest); err != nil {
 		return err
 	}
@@ -153,7 +159,7 @@ func (s *Supervisor) provision(ctx context.Context, guest Guest, first bool) (wa
 	if s.Status().Provisioned || len(g.Run) == 0 {
 		return warnings
 	}
-	defer s.phase("provision")
+	defer s.trace("provision", time.Now())
 	for i, script := range g.Run {
 		var out tail
 		code, err := guest.Run(ctx, "cd "+shellQuote(g.Directory)+" && "+script, &out)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"time"
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
@@ -16,11 +17,18 @@ type Parts interface {
 	Network(ctx context.Context, spec instance.Spec, socket, log string) (Network, error)
 	// Share serves one directory on socket.
 	Share(ctx context.Context, spec instance.Spec, s instance.Share, socket, log string) (Share, error)
-	// Machine starts the machine's process, with its control channel open.
-	Machine(ctx context.Context, m vm.Machine, log string) (Machine, error)
+	// Machine starts the machine's process, with its control channel open. One
+	// with a saved state is paused, has it loaded, and lacks its shares. trace
+	// is told of each part of the work.
+	Machine(ctx context.Context, m vm.Machine, log string, trace Trace) (Machine, error)
+	// Line opens the serial line into the guest.
+	Line(ctx context.Context, m vm.Machine) (Line, error)
 	// Guest logs in, trying again until ctx ends.
 	Guest(ctx context.Context, inst *instance.Instance, spec instance.Spec, dial Dialer) (Guest, error)
 }
+
+// Trace records a stretch of work that began at a time and has ended now.
+type Trace func(name string, began time.Time)
 
 // Dialer connects to a TCP port of the guest.
 type Dialer func(ctx context.Context, port int) (net.Conn, error)
@@ -47,6 +55,20 @@ type Machine interface {
 	Powerdown(ctx context.Context) error
 	Kill() error
 	Process() vm.ProcID
+
+	// Plug gives the machine, which runs or is paused, share i.
+	Plug(ctx context.Context, i int, s vm.Share) error
+	// Resume lets a paused machine run.
+	Resume(ctx context.Context) error
+	// Save pauses the machine, which must have no shares, and writes it to dir.
+	Save(ctx context.Context, dir string) error
+}
+
+// Line runs programs as root in a guest that expects them; see package line.
+type Line interface {
+	Ready(ctx context.Context) error
+	Run(ctx context.Context, program string, each func(text string)) error
+	Close() error
 }
 
 // Guest is the one open connection into the guest.

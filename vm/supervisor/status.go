@@ -100,11 +100,10 @@ func (s *Supervisor) to(state instance.State, reason string) {
 	s.log.Info("state", "state", state, "reason", reason)
 }
 
-// phase records the stretch of start-up that has just ended and begins the next.
-func (s *Supervisor) phase(name string) {
-	now := time.Now()
-	p := instance.Phase{Name: name, Start: s.began, Took: now.Sub(s.began)}
-	s.began = now
+// trace records a stretch of start-up that has just ended. Stretches may
+// overlap.
+func (s *Supervisor) trace(name string, began time.Time) {
+	p := instance.Phase{Name: name, Start: began, Took: time.Since(began)}
 	s.change(func(st *instance.Status) { st.Phases = append(st.Phases, p) })
 	s.log.Info("phase", "name", name, "took", p.Took)
 }

@@ -51,7 +51,6 @@ type Supervisor struct {
 	machine Machine
 	control net.Listener
 	ssh     net.Listener
-	began   time.Time // of the phase under way
 }
 
 // stopRequest is the cause of a life ended on request.
@@ -189,59 +188,81 @@ func (s *Supervisor) listen(name string) (net.Listener, error) {
 	return l, nil
 }
 
-// start brings everything up, in order, each step a phase.
+// start brings everything up, in the way that the spec asks for.
 func (s *Supervisor) start(ctx context.Context) error {
-	m := s.spec.Machine
-	for _, step := range []struct {
-		phase string
-		act   func() error
-	}{
-		{"network", func() (err error) {
-			if len(m.NICs) == 0 {
-				return errors.New("the machine has no network card")
-			}
-			s.network, err = s.parts.Network(ctx, s.spec, s.socket(filepath.Base(m.NICs[0].Socket)), s.inst.Path("network.jsonl"))
-			return err
-		}},
-		{"share", func() error {
-			for i, sh := range s.spec.Shares {
-				share, err := s.parts.Share(ctx, s.spec, sh, s.socket(filepath.Base(m.Shares[i].Socket)), s.inst.Path("virtiofsd-"+sh.Tag+".log"))
-				if err != nil {
-					return fmt.Errorf("share %s: %w", sh.Source, err)
-				}
-				s.shares = append(s.shares, share)
-				s.child("virtiofsd-"+sh.Tag, share.Process())
-			}
-			return nil
-		}},
-		{"qemu", func() (err error) {
-			if s.machine, err = s.parts.Machine(ctx, m, s.inst.Path("qemu.log")); err != nil {
-				return err
-			}
-			s.child("qemu", s.machine.Process())
-			// From here on the machine's end is the end of the life.
-			go func(m Machine) {
-				select {
-				case <-m.Done():
-					s.cancel(machineEnded{m.Err()})
-				case <-ctx.Done():
-				}
-			}(s.machine)
-			s.watchShares(ctx)
-			s.to(instance.Booting, "")
-			return nil
-		}},
-	} {
-		s.began = time.Now()
-		if err := step.act(); err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return err
-		}
-		s.phase(step.phase)
+	var err error
+	switch {
+	case s.spec.Template:
+		err = s.makeTemplate(ctx)
+	case s.spec.Machine.Saved != "":
+		err = s.restore(ctx)
+	default:
+		err = s.startCold(ctx)
 	}
+	if err != nil && ctx.Err() != nil && !errors.Is(err, errRestore) {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// startCold starts everything that the machine needs, then the machine, and
+// lets it boot.
+func (s *Supervisor) startCold(ctx context.Context) error {
+	if err := s.startNetwork(ctx); err != nil {
+		return err
+	}
+	if err := s.startShares(ctx); err != nil {
+		return err
+	}
+	if err := s.startMachine(ctx); err != nil {
+		return err
+	}
+	s.watchMachine(ctx)
+	s.watchShares(ctx)
+	s.to(instance.Booting, "")
 	return s.boot(ctx, true)
+}
+
+func (s *Supervisor) startNetwork(ctx context.Context) (err error) {
+	defer s.trace("network", time.Now())
+	m := s.spec.Machine
+	if len(m.NICs) == 0 {
+		return errors.New("the machine has no network card")
+	}
+	s.network, err = s.parts.Network(ctx, s.spec, s.socket(filepath.Base(m.NICs[0].Socket)), s.inst.Path("network.jsonl"))
+	return err
+}
+
+func (s *Supervisor) startShares(ctx context.Context) error {
+	defer s.trace("share", time.Now())
+	for i, sh := range s.spec.Shares {
+		share, err := s.parts.Share(ctx, s.spec, sh, s.socket(filepath.Base(s.spec.Machine.Shares[i].Socket)), s.inst.Path("virtiofsd-"+sh.Tag+".log"))
+		if err != nil {
+			return fmt.Errorf("share %s: %w", sh.Source, err)
+		}
+		s.shares = append(s.shares, share)
+		s.child("virtiofsd-"+sh.Tag, share.Process())
+	}
+	return nil
+}
+
+func (s *Supervisor) startMachine(ctx context.Context) (err error) {
+	if s.machine, err = s.parts.Machine(ctx, s.spec.Machine, s.inst.Path("qemu.log"), s.trace); err != nil {
+		return err
+	}
+	s.child("qemu", s.machine.Process())
+	return nil
+}
+
+// watchMachine makes the machine's end the end of the life.
+func (s *Supervisor) watchMachine(ctx context.Context) {
+	go func(m Machine) {
+		select {
+		case <-m.Done():
+			s.cancel(machineEnded{m.Err()})
+		case <-ctx.Done():
+		}
+	}(s.machine)
 }
 
 // machineEnded is the cause of a life that ended with its machine.
@@ -325,9 +346,12 @@ func (s *Supervisor) end(cause error) error {
 	var stop stopRequest
 	var ended machineEnded
 	asked := errors.As(cause, &stop)
+	if errors.Is(cause, errSaved) {
+		asked, stop.reason = true, errSaved.Error() // and it is paused: there is no guest to ask
+	}
 	if asked {
 		s.to(instance.Stopping, stop.reason)
-		s.powerdown(stop.grace)
+		s.powerdown(stop.grace) // none at all without a grace time
 	}
 	last := console.Tail(s.spec.Machine.Console, consoleLines)
 	s.takeDown()
@@ -418,6 +442,9 @@ func (s *Supervisor) setGuest(g Guest) {
 // fail records a failure.
 func (s *Supervisor) fail(err error) {
 	s.log.Error("failed", "error", err)
-	s.change(func(st *instance.Status) { st.TimedOut = errors.Is(err, vm.ErrTimeout) })
+	s.change(func(st *instance.Status) {
+		st.TimedOut = errors.Is(err, vm.ErrTimeout)
+		st.RestoreFailed = errors.Is(err, errRestore)
+	})
 	s.to(instance.Failed, strings.TrimSpace(err.Error()))
 }

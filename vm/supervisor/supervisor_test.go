@@ -40,7 +40,34 @@ func (s fakeShare) Warnings() []string { return nil }
 
 type fakeMachine struct {
 	*mortal
-	deaf bool // ignores the power button
+	deaf    bool // ignores the power button
+	saveErr error
+	did     *[]string // what was asked of it, in order
+}
+
+func (m fakeMachine) Plug(_ context.Context, i int, s vm.Share) error {
+	*m.did = append(*m.did, fmt.Sprintf("plug %d %s", i, s.Tag))
+	return nil
+}
+func (m fakeMachine) Resume(context.Context) error { *m.did = append(*m.did, "resume"); return nil }
+func (m fakeMachine) Save(_ context.Context, dir string) error {
+	*m.did = append(*m.did, "save "+filepath.Base(dir))
+	return m.saveErr
+}
+
+// fakeLine answers scripts with run; nil: it knows nothing but the login.
+type fakeLine struct {
+	run func(ctx context.Context, script string, each func(string)) error
+}
+
+func (l fakeLine) Ready(context.Context) error { return nil }
+func (l fakeLine) Close() error                { return nil }
+func (l fakeLine) Run(ctx context.Context, script string, each func(string)) error {
+	if l.run != nil {
+		return l.run(ctx, script, each)
+	}
+	each("login")
+	return nil
 }
 
 func (m fakeMachine) Kill() error { m.die(errors.New("killed")); return nil }
@@ -95,12 +122,13 @@ type world struct {
 	share    fakeShare
 	machine  fakeMachine
 	guests   chan fakeGuest // handed out one a login; empty: the login hangs
+	line     fakeLine
 	shareErr error
 	qemuErr  error
 }
 
 func newWorld() *world {
-	w := &world{share: fakeShare{newMortal()}, machine: fakeMachine{mortal: newMortal()}, guests: make(chan fakeGuest, 4)}
+	w := &world{share: fakeShare{newMortal()}, machine: fakeMachine{mortal: newMortal(), did: new([]string)}, guests: make(chan fakeGuest, 4)}
 	w.guests <- fakeGuest{mortal: newMortal()}
 	return w
 }
@@ -111,9 +139,11 @@ func (w *world) Network(context.Context, instance.Spec, string, string) (Network
 func (w *world) Share(context.Context, instance.Spec, instance.Share, string, string) (Share, error) {
 	return w.share, w.shareErr
 }
-func (w *world) Machine(context.Context, vm.Machine, string) (Machine, error) {
+func (w *world) Machine(_ context.Context, _ vm.Machine, _ string, trace Trace) (Machine, error) {
+	trace("qemu", time.Now())
 	return w.machine, w.qemuErr
 }
+func (w *world) Line(context.Context, vm.Machine) (Line, error) { return w.line, nil }
 func (w *world) Guest(ctx context.Context, _ *instance.Instance, _ instance.Spec, _ Dialer) (Guest, error) {
 	select {
 	case g := <-w.guests:

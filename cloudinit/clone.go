@@ -1,0 +1,104 @@
+package cloudinit
+
+import (
+	"cmp"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// cloneProgram is the part of a clone's program that is always the same.
+//
+//go:embed clone.py
+var cloneProgram string
+
+// Template returns the part of cfg that a template may hold: what makes the
+// environment and nothing that makes one machine of it.
+func (cfg Config) Template() Config {
+	cfg.InstanceName, cfg.Hostname = "template", ""
+	cfg.AuthorizedKeys, cfg.HostKey = nil, nil
+	cfg.Git, cfg.Mounts = Git{}, nil
+	return cfg
+}
+
+// clone is what a clone's program is told.
+type clone struct {
+	MachineID          string       `json:"machine_id"`
+	Hostname           string       `json:"hostname"`
+	HostKey            string       `json:"host_key"`
+	HostKeyPublic      string       `json:"host_key_public"`
+	AuthorizedKeysFile string       `json:"authorized_keys_file"`
+	AuthorizedKeys     string       `json:"authorized_keys"`
+	GitConfig          string       `json:"gitconfig"`
+	Home               string       `json:"home"` // shell words that make directories in the home directory
+	Shares             []cloneShare `json:"shares"`
+}
+
+type cloneShare struct {
+	Tag      string `json:"tag"`
+	Target   string `json:"target"`
+	ReadOnly bool   `json:"readonly"`
+}
+
+// CloneProgram returns a program for the serial line (package line) of a guest
+// that was booted from cfg.Template(). It makes the guest what a boot from cfg
+// would have made it. machineID becomes its machine-id(5): 32 hexadecimal
+// digits.
+//
+// The program says "login" when the guest's own sshd listens, which is before
+// the shares are mounted. The guest's next boot, from cfg's own seed, does the
+// same work once more.
+func CloneProgram(cfg Config, machineID string) (string, error) {
+	if cfg.Partitioned || len(cfg.Files) > 0 || len(cfg.RunCmd) > 0 {
+		return "", errors.New("only a guest of this project's own making, without files and commands, can be cloned")
+	}
+	if _, err := NewSeed(cfg); err != nil { // the same values pass the same checks
+		return "", err
+	}
+	keys, err := hostKeys(cfg.HostKey)
+	if err != nil {
+		return "", err
+	}
+	if keys == nil {
+		return "", fmt.Errorf("%w: a clone needs a host key of its own", ErrInvalid)
+	}
+	git, err := cfg.Git.file()
+	if err != nil {
+		return "", err
+	}
+	c := clone{
+		MachineID: machineID, Hostname: cmp.Or(cfg.Hostname, cfg.InstanceName),
+		HostKey: keys.ED25519Private, HostKeyPublic: keys.ED25519Public,
+		AuthorizedKeysFile: path.Join(cfg.User.Home(), ".ssh/authorized_keys"),
+		AuthorizedKeys:     strings.Join(append(slices.Clone(cfg.AuthorizedKeys), ""), "\n"),
+		Shares:             []cloneShare{},
+	}
+	for _, f := range git {
+		c.GitConfig = f.Content
+	}
+	for _, words := range cfg.prepareHome() {
+		c.Home = shellWords(words[slices.Index(words, "sh"):])
+	}
+	for _, m := range cfg.Mounts {
+		c.Shares = append(c.Shares, cloneShare{m.Tag, m.Target, m.ReadOnly})
+	}
+	data, err := json.Marshal(c)
+	if err != nil {
+		return "", err
+	}
+	// A JSON text of ASCII alone is a Python string literal when quoted once more.
+	return "import json\nguest = json.loads(" + strconv.QuoteToASCII(string(data)) + ")\n" + cloneProgram, nil
+}
+
+func shellWords(words Command) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+	}
+	return strings.Join(quoted, " ")
+}

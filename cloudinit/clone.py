@@ -1,0 +1,69 @@
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def write(path, text, **how):
+    with open(path, "w", **how) as f:
+        f.write(text)
+
+
+def mount(source, target, kind, flags=0):
+    for attempt in range(200):
+        if libc.mount(source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), None) == 0:
+            return
+        error = ctypes.get_errno()
+        time.sleep(0.02)  # the device may still be on its way
+    raise OSError(error, "mount: " + os.strerror(error), target)
+
+
+def mount_shares():
+    if guest["home"]:
+        run(guest["home"])
+    for share in guest["shares"]:
+        os.makedirs(share["target"], exist_ok=True)
+        mount(share["tag"], share["target"], "virtiofs", 1 if share["readonly"] else 0)
+
+
+def new_boot():
+    """The id of this boot is the template's, and the kernel never changes it."""
+    with open("/proc/sys/kernel/random/uuid") as f:
+        write("/run/boot_id", f.read())
+    mount("/run/boot_id", "/proc/sys/kernel/random/boot_id", "", 4096)  # MS_BIND
+
+
+# Who may log in. The files exist, so their owners and modes stay.
+write("/etc/ssh/ssh_host_ed25519_key", guest["host_key"])
+write("/etc/ssh/ssh_host_ed25519_key.pub", guest["host_key_public"] + "\n")
+write(guest["authorized_keys_file"], guest["authorized_keys"])
+
+# sshd starts itself over, and writes its file again when it listens.
+with open("/run/sshd.pid") as f:
+    sshd = int(f.read())
+os.remove("/run/sshd.pid")
+os.kill(sshd, 1)
+
+# Who the guest is.
+write("/etc/machine-id", guest["machine_id"] + "\n")
+write("/etc/hostname", guest["hostname"] + "\n")
+socket.sethostname(guest["hostname"])
+if guest["gitconfig"]:
+    write("/etc/gitconfig", guest["gitconfig"])
+new_boot()
+
+failures = []
+
+
+def shares():
+    try:
+        mount_shares()
+    except Exception as error:
+        failures.append(error)
+
+
+mounting = threading.Thread(target=shares)
+mounting.start()
+while not os.path.exists("/run/sshd.pid") or not os.path.getsize("/run/sshd.pid"):
+    time.sleep(0.005)
+say("login")
+mounting.join()
+if failures:
+    raise failures[0]

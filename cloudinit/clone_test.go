@@ -1,0 +1,100 @@
+package cloudinit
+
+import (
+	"encoding/json"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/agentvm/agentvm/vm/testenv"
+)
+
+const testMachineID = "0123456789abcdef0123456789abcdef"
+
+func TestTemplateHoldsNothingOfOneMachine(t *testing.T) {
+	cfg := fullConfig(t)
+	files := render(t, cfg.Template())
+	seed := string(files.UserData) + string(files.MetaData) + string(files.NetworkConfig)
+	for what, secret := range map[string]string{
+		"name": cfg.InstanceName, "key": cfg.AuthorizedKeys[0], "identity": cfg.Git.Email, "mount": cfg.Mounts[0].Target,
+		"host key": strings.Split(string(cfg.HostKey), "\n")[1],
+	} {
+		if secret == "" || strings.Contains(seed, secret) {
+			t.Errorf("the template's seed has the machine's %s %q", what, secret)
+		}
+	}
+}
+
+// TestTemplateIsTheSame: machines of one environment share a template.
+func TestTemplateIsTheSame(t *testing.T) {
+	a, b := fullConfig(t), fullConfig(t)
+	b.InstanceName, b.Hostname, b.AuthorizedKeys, b.Mounts, b.Git = "other", "other", nil, nil, Git{}
+	if got, want := render(t, a.Template()).InstanceID, render(t, b.Template()).InstanceID; got != want {
+		t.Errorf("%s and %s", got, want)
+	}
+	b.Timezone = "Asia/Tokyo"
+	if render(t, a.Template()).InstanceID == render(t, b.Template()).InstanceID {
+		t.Error("another time zone, and the same template")
+	}
+}
+
+func cloneConfig(t *testing.T) Config {
+	t.Helper()
+	cfg := fullConfig(t)
+	cfg.Files, cfg.RunCmd, cfg.Partitioned = nil, nil, false
+	return cfg
+}
+
+// TestCloneProgram lets Python judge the syntax, with values that try to break
+// out of it.
+func TestCloneProgram(t *testing.T) {
+	const python = "/usr/bin/python3"
+	testenv.Require(t, python)
+	cfg := cloneConfig(t)
+	cfg.Mounts = append(cfg.Mounts, ShareMount{Tag: "mount7", Target: `/home/agent/it's"here";$(reboot)ü` + "`reboot`", ReadOnly: true})
+	cfg.Git.Name = `O'Brien "$(reboot)" \n 🦉`
+	program, err := CloneProgram(cfg, testMachineID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Compiled, not run: only the values are looked at.
+	cmd := exec.Command(python, "-c", `import sys, json
+program = sys.stdin.read()
+compile(program, "clone", "exec")
+head = "\n".join(program.split("\n")[:2])
+exec(head)
+json.dump(guest, sys.stdout)`)
+	cmd.Stdin = strings.NewReader(program)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var got clone
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatal(err)
+	}
+	last := got.Shares[len(got.Shares)-1]
+	if want := cfg.Mounts[len(cfg.Mounts)-1]; last != (cloneShare{want.Tag, want.Target, true}) || !strings.Contains(got.GitConfig, `O'Brien \"$(reboot)\" \\n 🦉`) ||
+		got.HostKey != string(cfg.HostKey) || got.MachineID != testMachineID || !strings.Contains(got.AuthorizedKeys, cfg.AuthorizedKeys[0]+"\n") {
+		t.Errorf("the guest is told %+v", got)
+	}
+	if out, err := exec.Command("sh", "-n", "-c", got.Home).CombinedOutput(); err != nil || got.Home == "" {
+		t.Errorf("%q: %v: %s", got.Home, err, out)
+	}
+}
+
+func TestCloneProgramRefuses(t *testing.T) {
+	for name, alter := range map[string]func(*Config){
+		"an image with a boot loader": func(c *Config) { c.Partitioned = true },
+		"no host key":                 func(c *Config) { c.HostKey = nil },
+		"files":                       func(c *Config) { c.Files = []GuestFile{{Path: "/a"}} },
+		"commands":                    func(c *Config) { c.RunCmd = []string{"true"} },
+		"a bad target":                func(c *Config) { c.Mounts = []ShareMount{{Tag: "a", Target: "relative"}} },
+	} {
+		cfg := cloneConfig(t)
+		alter(&cfg)
+		if _, err := CloneProgram(cfg, testMachineID); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}

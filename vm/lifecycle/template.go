@@ -1,0 +1,242 @@
+package lifecycle
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/agentvm/agentvm/cloudinit"
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/line"
+	"github.com/agentvm/agentvm/vm/saved"
+	"github.com/agentvm/agentvm/vm/template"
+)
+
+// templateFor finds the template that the machine can go on from, making it
+// when it is lacking. Without an error it is nil where the machine has to boot.
+func (m *Manager) templateFor(ctx context.Context, plan plan, opt UpOptions, report Report) (*template.Template, error) {
+	switch {
+	case opt.Cold || !plan.newDisk:
+		return nil, nil
+	case plan.image.Kernel() == "":
+		report.Note("the machine boots: images with a boot loader of their own have no templates")
+		return nil, nil
+	}
+	t, err := m.ensureTemplate(ctx, plan, report)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		// Slower is better than not at all.
+		report.Note("the machine boots, because there is no template for it: %v", err)
+		return nil, nil
+	}
+	if err := t.Touch(); err != nil {
+		return nil, nil // deleted this moment
+	}
+	return t, nil
+}
+
+// ensureTemplate finds the template for the plan's environment, or makes it.
+func (m *Manager) ensureTemplate(ctx context.Context, plan plan, report Report) (*template.Template, error) {
+	cfg := templateConfig(plan)
+	key, err := m.templateKey(ctx, plan, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if t, err := m.Templates.Find(key); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return t, err
+	}
+	if err := m.Templates.Make(); err != nil {
+		return nil, err
+	}
+	release, err := m.Templates.Lock(ctx, key, func() { report.Note("another command makes the template; waiting for it") })
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if t, err := m.Templates.Find(key); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return t, err
+	}
+	report.Note("making a template of this environment, once: machines then start from it in a moment")
+	t, err := m.makeTemplate(ctx, key, plan, cfg, report)
+	if err != nil {
+		return nil, err
+	}
+	err = m.SweepTemplates(ctx)
+	removed, pruneErr := m.Templates.Prune(t)
+	err = errors.Join(err, pruneErr)
+	for _, r := range removed {
+		report.Note("deleted template %s (%s), the least recently used, to make room", r.ID, r.Name)
+	}
+	return t, err
+}
+
+// BuildTemplate finds or makes the template for a project's environment, and
+// its image, without a machine for the project.
+func (m *Manager) BuildTemplate(ctx context.Context, p Project, opt UpOptions, report Report) (*template.Template, error) {
+	ws, err := CheckDirectory(p.Workspace(), m.Home, true) // nothing of it is shared
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Store.Dirs.Reachable(); err != nil {
+		return nil, err
+	}
+	nobody := m.Store.Open(m.Templates.Workshop("environment-"))
+	plan, err := m.plan(ctx, p, ws, nobody, instance.Spec{}, opt, report)
+	if err != nil {
+		return nil, err
+	}
+	if plan.image.Kernel() == "" {
+		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("image %s brings its own boot loader; such machines always boot", p.Config.Image))
+	}
+	if err := checkMemory(plan.spec.Machine.Memory); err != nil {
+		return nil, err
+	}
+	return m.ensureTemplate(ctx, plan, report)
+}
+
+// SweepTemplates clears what killed commands have left of templates that they made.
+func (m *Manager) SweepTemplates(ctx context.Context) error {
+	return m.Templates.Abandoned(func(dir string) error {
+		return m.clearWorkshop(ctx, m.Store.Open(dir))
+	})
+}
+
+// templateConfig is a template's guest in cloud-init's terms, without its key.
+func templateConfig(plan plan) cloudinit.Config {
+	cfg := seedConfig(plan.spec, plan).Template()
+	const listener = "/run/agentvm-listen"
+	cfg.Files = []cloudinit.GuestFile{{Path: listener, Content: []byte(line.Listener), Mode: 0o700}}
+	cfg.RunCmd = []string{"systemd-run --quiet --unit=agentvm-line python3 " + listener}
+	return cfg
+}
+
+// templateKey stands for all that a guest can observe of its environment.
+func (m *Manager) templateKey(ctx context.Context, plan plan, cfg cloudinit.Config) (string, error) {
+	hardware, err := m.Hardware(ctx, plan.spec.Machine)
+	if err != nil {
+		return "", err
+	}
+	seed, err := cloudinit.NewSeed(cfg)
+	if err != nil {
+		return "", err
+	}
+	files, err := seed.Render()
+	if err != nil {
+		return "", err
+	}
+	text, err := json.Marshal(map[string]any{
+		"format": []int{template.Format, saved.Format}, "hardware": hardware, "image": plan.image.ID, "disk": plan.spec.Disk,
+		"seed": files.InstanceID, "rest": template.RestScript, "user": plan.spec.Guest.User,
+	})
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// makeTemplate boots a machine of nobody's, saves it and publishes it. The
+// caller holds the key's lock.
+func (m *Manager) makeTemplate(ctx context.Context, key string, plan plan, cfg cloudinit.Config, report Report) (_ *template.Template, err error) {
+	inst := m.Store.Open(m.Templates.Workshop(key))
+	if err := m.clearWorkshop(ctx, inst); err != nil {
+		return nil, err
+	}
+	defer func() {
+		// After a failure its logs are of use to nobody but the one who asks now.
+		err = errors.Join(err, m.clearWorkshop(context.WithoutCancel(ctx), inst))
+	}()
+	if err := os.MkdirAll(inst.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make template: %w", err)
+	}
+	if os.Getuid() == 0 {
+		if err := os.Chmod(inst.Dir, 0o711); err != nil { // the user that QEMU runs as passes through
+			return nil, fmt.Errorf("make template: %w", err)
+		}
+	}
+	began := time.Now()
+	spec := templateSpec(plan, inst)
+	host, err := cloudinit.GenerateKey("template")
+	if err != nil {
+		return nil, err
+	}
+	cfg.HostKey = host.Private // sshd wants one to start with; each clone has its own
+	if err := checkDisk(inst.Dir); err != nil {
+		return nil, err
+	}
+	if err := makeDisk(ctx, inst.Path(OverlayFile), plan, nil); err != nil {
+		return nil, err
+	}
+	if err := writeSeed(inst, cfg); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(inst.Path(ConsoleFile), nil, 0o600); err != nil {
+		return nil, err
+	}
+	if err := handOver(inst, spec); err != nil {
+		return nil, err
+	}
+	if err := inst.WriteSpec(spec); err != nil {
+		return nil, err
+	}
+	if _, err := m.start(ctx, inst, spec, report); err != nil {
+		return nil, err
+	}
+	done := inst.Path(instance.SavedDir)
+	disk := filepath.Join(done, template.DiskFile)
+	if err := os.Rename(inst.Path(OverlayFile), disk); err != nil {
+		return nil, fmt.Errorf("make template: %w", err)
+	}
+	if err := os.Chown(disk, os.Getuid(), os.Getgid()); err != nil {
+		return nil, fmt.Errorf("make template: %w", err)
+	}
+	return m.Templates.Publish(done, template.Manifest{
+		Key: key, Created: time.Now().UTC().Truncate(time.Second), Image: plan.image.ID, Name: plan.spec.Image,
+		CPUs: spec.Machine.CPUs, Memory: spec.Machine.Memory, Seconds: time.Since(began).Seconds(),
+	})
+}
+
+// clearWorkshop ends what a killed command may have left running, and deletes
+// its files.
+func (m *Manager) clearWorkshop(ctx context.Context, inst *instance.Instance) error {
+	if _, err := m.stop(ctx, inst, 0); err != nil && vm.Hint(err) == "" {
+		return err
+	}
+	return inst.Remove()
+}
+
+// templateSpec is the plan's machine as nobody's: without shares, without a
+// way out, and without anything of the project.
+func templateSpec(plan plan, inst *instance.Instance) instance.Spec {
+	id := uuid.NewString()
+	s := plan.spec
+	spec := instance.Spec{
+		Name: inst.Name, ID: id, Created: time.Now().UTC(), Image: s.Image, ImageID: s.ImageID, Disk: s.Disk,
+		BootTimeout: s.BootTimeout, Template: true,
+		Guest: instance.Guest{User: s.Guest.User, Home: s.Guest.Home},
+	}
+	machine := s.Machine
+	run := inst.RunDir(id)
+	machine.Name, machine.UUID, machine.Shares = inst.Name, "", nil
+	machine.RunAs = plan.host.runAs(id)
+	machine.Console = inst.Path(ConsoleFile)
+	machine.QMP, machine.Line = filepath.Join(run, "vm", "qmp.sock"), filepath.Join(run, "vm", "line.sock")
+	machine.Disks = []vm.Disk{machine.Disks[0], machine.Disks[1]}
+	machine.Disks[0].Path, machine.Disks[1].Path = inst.Path(OverlayFile), inst.Path(SeedFile)
+	machine.NICs = []vm.NIC{machine.NICs[0]}
+	machine.NICs[0].Socket = filepath.Join(run, "vm", "net.sock")
+	spec.Machine = machine
+	return spec
+}

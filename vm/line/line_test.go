@@ -1,0 +1,123 @@
+package line
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/agentvm/agentvm/vm/testenv"
+)
+
+// guest answers on a socket with f and returns the host's end.
+func guest(t *testing.T, f func(c net.Conn)) *Line {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			defer c.Close()
+			f(c)
+		}
+	}()
+	line, err := Dial(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { line.Close() })
+	return line
+}
+
+// TestListener talks to the real listener, on a socket instead of a port, and
+// without the rights to set the clock.
+func TestListener(t *testing.T) {
+	const python = "/usr/bin/python3"
+	testenv.Require(t, python)
+	program := strings.NewReplacer("def port():", "def port():\n    return '/dev/null'\n", "os.open(port(), os.O_RDWR)", "3",
+		"def awake(now, entropy):", "def awake(now, entropy):\n    global heard\n    heard = now, len(entropy)\n    return\n").Replace(Listener)
+	l := guest(t, func(c net.Conn) {
+		f, err := c.(*net.UnixConn).File()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer f.Close()
+		cmd := exec.Command(python, "-c", program)
+		cmd.ExtraFiles, cmd.Stderr = []*os.File{f}, os.Stderr
+		if err := cmd.Run(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := l.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	keep := func(s string) { got = append(got, s) }
+	script := "echo one; cat; echo \"two 'ü' \\\\\" >&2\nprintf '\\033[1mthree\\n'"
+	if err := l.Run(t.Context(), Shell(script), keep); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"one", `two 'ü' \`, "[1mthree"}; !slices.Equal(got, want) {
+		t.Errorf("output %q, want %q", got, want)
+	}
+	var failed *ProgramError
+	for program, why := range map[string]string{Shell("echo why; exit 7"): "exit code 7", "1/0": "ZeroDivisionError", "not really python": "SyntaxError"} {
+		if err := l.Run(t.Context(), program, nil); !errors.As(err, &failed) || !strings.Contains(failed.Output, why) {
+			t.Errorf("%s: %v", program, err)
+		}
+	}
+	if err := l.Run(t.Context(), strings.Repeat("pass # a long program\n", 10000), nil); err != nil {
+		t.Errorf("long program: %v", err)
+	}
+	got = nil
+	if err := l.Run(t.Context(), "say(f'{heard[0]} {heard[1]}')", keep); err != nil || len(got) != 1 {
+		t.Fatalf("%v, %q", err, got)
+	}
+	var now float64
+	var entropy int
+	if _, err := fmt.Sscan(got[0], &now, &entropy); err != nil || entropy != 32 || math.Abs(now-float64(time.Now().Unix())) > 60 {
+		t.Errorf("the guest was told %q: %v", got[0], err)
+	}
+}
+
+func TestHostileGuest(t *testing.T) {
+	for name, words := range map[string]string{
+		"endless line":    strings.Repeat("x", 2*maxLine),
+		"endless output":  strings.Repeat("x\n", maxOutput),
+		"odd exit code":   done + "many\n",
+		"hangs up":        "",
+		"hangs up midway": "some",
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := guest(t, func(c net.Conn) { _, _ = c.Write([]byte(words)) })
+			if err := l.Run(t.Context(), "true", nil); err == nil {
+				t.Error("taken for a success")
+			}
+		})
+	}
+}
+
+func TestSilentGuest(t *testing.T) {
+	wait := make(chan struct{})
+	defer close(wait)
+	l := guest(t, func(net.Conn) { <-wait })
+	cause := errors.New("too slow")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, cause)
+	defer cancel()
+	if err := l.Ready(ctx); !errors.Is(err, cause) {
+		t.Errorf("error %v", err)
+	}
+}

@@ -1,0 +1,186 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/line"
+	"github.com/agentvm/agentvm/vm/template"
+)
+
+// errRestore is any failure to go on from a saved state.
+var errRestore = errors.New("restore")
+
+// Waits of a restore. They are short because booting is always left.
+const (
+	restoreTimeout    = 10 * time.Second
+	restoreTimeoutTCG = time.Minute
+)
+
+var errRestoreSlow = errors.New("the restored guest does not answer in time")
+
+// restore brings everything up from a saved state. QEMU needs the network's
+// socket to start, and the shares only before the guest runs, so memory, QEMU
+// and the shares' servers come up at the same time.
+func (s *Supervisor) restore(ctx context.Context) error {
+	limit := restoreTimeout
+	if s.spec.Machine.Accel == vm.AccelTCG {
+		limit = restoreTimeoutTCG
+	}
+	bounded, cancel := context.WithTimeoutCause(ctx, limit, errRestoreSlow)
+	defer cancel()
+	guest, err := s.goOn(bounded, ctx)
+	if err != nil {
+		// What ended the wait says more than its symptom. A machine that ends
+		// now is no shutdown: nobody has worked in it.
+		cause := context.Cause(bounded)
+		if cause != nil && (ctx.Err() == nil || errors.As(cause, new(machineEnded))) {
+			err = fmt.Errorf("%w: %v", errRestore, cause)
+		}
+		return err
+	}
+	s.change(func(st *instance.Status) { st.Restored = true })
+	return s.ready(ctx, guest, nil, true)
+}
+
+// goOn restores the machine and logs in. life is the context of the whole life.
+func (s *Supervisor) goOn(ctx, life context.Context) (Guest, error) {
+	if err := s.startNetwork(ctx); err != nil {
+		return nil, err
+	}
+	var parts errgroup.Group
+	parts.Go(func() error { return s.startShares(ctx) })
+	parts.Go(func() error { return failedRestore(s.startMachine(ctx)) })
+	if err := parts.Wait(); err != nil {
+		return nil, err
+	}
+	s.watchMachine(life)
+	s.watchShares(life)
+	s.to(instance.Booting, "restoring")
+	guest, err := s.wake(ctx)
+	return guest, failedRestore(err)
+}
+
+func failedRestore(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errRestore, err)
+}
+
+// wake lets the restored guest run and makes it the machine that it is to be.
+func (s *Supervisor) wake(ctx context.Context) (Guest, error) {
+	program, err := os.ReadFile(s.inst.Path(instance.CloneFile))
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	for i, sh := range s.spec.Machine.Shares {
+		if err := s.machine.Plug(ctx, i, sh); err != nil {
+			return nil, err
+		}
+	}
+	// The guest waits at its end of the line, and must not see it unplugged.
+	l, err := s.parts.Line(ctx, s.spec.Machine)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	if err := s.machine.Resume(ctx); err != nil {
+		return nil, err
+	}
+	s.trace("resume", began)
+	return s.become(ctx, l, string(program))
+}
+
+// become makes the guest the machine that it is to be. The login, which takes
+// the longest, begins as soon as the guest's own sshd is there.
+func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest, error) {
+	began := time.Now()
+	login := make(chan struct{})
+	var parts errgroup.Group
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var guest Guest
+	parts.Go(func() (err error) {
+		select {
+		case <-login:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		began := time.Now()
+		if guest, err = s.parts.Guest(ctx, s.inst, s.spec, s.network.Dial); err != nil {
+			return fmt.Errorf("log in to the guest: %w", err)
+		}
+		s.setGuest(guest)
+		s.trace("ssh", began)
+		return nil
+	})
+	open := sync.OnceFunc(func() { s.trace("login", began); close(login) })
+	err := l.Run(ctx, program, func(text string) {
+		if text == "login" {
+			open()
+		} else {
+			s.log.Info("clone", "guest", text)
+		}
+	})
+	if err == nil {
+		s.trace("clone", began)
+	} else {
+		cancel()
+	}
+	return guest, errors.Join(err, parts.Wait())
+}
+
+// errSaved is the cause of a life that ended as a template.
+var errSaved = errors.New("saved")
+
+// makeTemplate boots the machine, brings it to rest and saves it.
+func (s *Supervisor) makeTemplate(ctx context.Context) error {
+	bounded, cancel := context.WithTimeoutCause(ctx, s.spec.BootTimeout, errNotReady)
+	defer cancel()
+	if err := s.startNetwork(bounded); err != nil {
+		return err
+	}
+	if err := s.startMachine(bounded); err != nil {
+		return err
+	}
+	s.watchMachine(ctx)
+	s.to(instance.Booting, "")
+	l, err := s.parts.Line(bounded, s.spec.Machine)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	began := time.Now()
+	if err := l.Ready(bounded); err != nil {
+		return s.bootError(bounded, "wait for the guest", err)
+	}
+	s.trace("boot", began)
+	began = time.Now()
+	script := fmt.Sprintf("user=%s home=%s\n%s", shellQuote(s.spec.Guest.User), shellQuote(s.spec.Guest.Home), template.RestScript)
+	if err := l.Run(bounded, line.Shell(script), func(text string) { s.log.Info("template", "guest", strings.TrimSpace(text)) }); err != nil {
+		return s.bootError(bounded, "bring the guest to rest", err)
+	}
+	s.trace("rest", began)
+	began = time.Now()
+	dir := s.inst.Path(instance.SavedDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := s.machine.Save(bounded, dir); err != nil {
+		return err
+	}
+	s.trace("save", began)
+	s.change(func(st *instance.Status) { st.Saved = true })
+	return errSaved
+}

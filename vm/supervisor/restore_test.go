@@ -1,0 +1,121 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// clone is the spec of a machine that goes on from a template.
+func clone(t *testing.T) func(*instance.Spec) {
+	return func(s *instance.Spec) {
+		s.Machine.Saved, s.Clone = "/template", true
+		path := strings.Replace(s.Machine.Console, "console.log", instance.CloneFile, 1)
+		if err := os.WriteFile(path, []byte("become test"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestRestore(t *testing.T) {
+	w := newWorld()
+	var script string
+	w.line.run = func(_ context.Context, s string, each func(string)) error {
+		script = s
+		if !slices.Equal(*w.machine.did, []string{"plug 0 workspace", "resume"}) {
+			t.Errorf("before the guest runs: %q", *w.machine.did)
+		}
+		each("login")
+		return nil
+	}
+	l := begin(t, w, clone(t))
+	s := l.until(instance.Ready)
+	if !s.Restored || s.RestoreFailed {
+		t.Errorf("status %+v", s)
+	}
+	if script != "become test" {
+		t.Errorf("script %q", script)
+	}
+	var names []string
+	for _, p := range s.Phases {
+		names = append(names, p.Name)
+	}
+	for _, want := range []string{"network", "share", "qemu", "resume", "login", "clone", "ssh"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("no phase %s in %v", want, names)
+		}
+	}
+}
+
+// TestRestoreFails: whoever asked can tell that booting may still succeed, and
+// nothing is left of the attempt.
+func TestRestoreFails(t *testing.T) {
+	for name, tt := range map[string]struct {
+		harm    func(*world)
+		reason  string
+		restore bool
+	}{
+		"the state does not load":  {func(w *world) { w.qemuErr = errors.New("damaged") }, "damaged", true},
+		"the guest's script fails": {func(w *world) { w.line.run = failing }, "no such command", true},
+		"the machine dies": {func(w *world) {
+			w.line.run = func(ctx context.Context, _ string, _ func(string)) error {
+				w.machine.die(errors.New("abort"))
+				return stuck(ctx, "", nil)
+			}
+		}, "abort", true},
+		"a share does not start": {func(w *world) { w.shareErr = errors.New("no virtiofsd") }, "no virtiofsd", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			tt.harm(w)
+			l := begin(t, w, clone(t))
+			s := l.until(instance.Failed)
+			if !strings.Contains(s.Reason, tt.reason) || s.RestoreFailed != tt.restore {
+				t.Errorf("status %+v", s)
+			}
+		})
+	}
+}
+
+func stuck(ctx context.Context, _ string, _ func(string)) error {
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+func failing(context.Context, string, func(string)) error { return errors.New("no such command") }
+
+func TestMakeTemplate(t *testing.T) {
+	template := func(s *instance.Spec) { s.Template, s.Shares, s.Machine.Shares = true, nil, nil }
+	w := newWorld()
+	var script string
+	w.line.run = func(_ context.Context, s string, _ func(string)) error { script = s; return nil }
+	l := begin(t, w, func(s *instance.Spec) { template(s); s.Guest.User, s.Guest.Home = "agent", "/home/agent" })
+	if err := l.end(); err != nil {
+		t.Error(err)
+	}
+	s := l.until(instance.Stopped)
+	if !s.Saved || !slices.Equal(*w.machine.did, []string{"save " + instance.SavedDir}) || !strings.HasPrefix(script, `run("user='agent' home='/home/agent'\n`) {
+		t.Errorf("status %+v, did %q, script %.60q", s, *w.machine.did, script)
+	}
+
+	for name, harm := range map[string]func(*world){
+		"the guest fails":    func(w *world) { w.line.run = failing },
+		"saving fails":       func(w *world) { w.machine.saveErr = errors.New("disk full") },
+		"the guest is stuck": func(w *world) { w.line.run = stuck },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			harm(w)
+			l := begin(t, w, func(s *instance.Spec) { template(s); s.BootTimeout = 200 * time.Millisecond })
+			if s := l.until(instance.Failed); s.Saved || s.Reason == "" {
+				t.Errorf("status %+v", s)
+			}
+		})
+	}
+}
