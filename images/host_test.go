@@ -160,8 +160,9 @@ func TestRegistryDownload(t *testing.T) {
 func TestCheck(t *testing.T) {
 	root := t.TempDir()
 	writeFiles(t, root, map[string]string{
-		"etc/subuid": "other:100000:65536\nada:200000:65536\n",
-		"etc/subgid": "ada:200000:1000\n",
+		"etc/subuid":        "other:100000:65536\nada:200000:65536\n",
+		"etc/subgid":        "ada:200000:1000\n",
+		"proc/self/ns/user": "",
 		"proc/sys/kernel/apparmor_restrict_unprivileged_userns":          "1\n",
 		"usr/share/keyrings/debian-archive-bookworm-automatic.gpg":       "",
 		"etc/apt/trusted.gpg.d/debian-archive-bookworm-stable.asc":       "",
@@ -169,11 +170,11 @@ func TestCheck(t *testing.T) {
 	})
 	h := host{
 		uid: 1000, username: "ada", root: root,
-		look: func(p string) error {
+		look: func(p string) (string, error) {
 			if p == "mmdebstrap" || p == "/usr/sbin/mmdebstrap" || p == "mke2fs" {
-				return errors.New("not found")
+				return "", errors.New("not found")
 			}
-			return nil
+			return filepath.Join("/usr/bin", p), nil
 		},
 		free: func(dir string) (int64, error) {
 			if dir != "/" {
@@ -192,7 +193,7 @@ func TestCheck(t *testing.T) {
 		"mmdebstrap":            "sudo apt-get install mmdebstrap",
 		"Debian archive keys":   "sudo apt-get update && sudo apt-get install debian-archive-keyring",
 		"subordinate ids":       "sudo usermod --add-subuids 200000-265535 --add-subgids 200000-265535 ada",
-		"user namespaces":       "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+		"user namespaces":       "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
 		"disk space for images": "free some space, or set AGENTVM_HOME to a directory on a larger disk",
 	}
 	if d := cmp.Diff(want, fixes); d != "" {
@@ -200,5 +201,37 @@ func TestCheck(t *testing.T) {
 	}
 	if err := require(h.check()); !errors.Is(err, vm.ErrHost) || vm.Hint(err) != "sudo apt-get install mmdebstrap" {
 		t.Errorf("require: %v, hint %q", err, vm.Hint(err))
+	}
+}
+
+// Each line of agentvm doctor says something, also where all is well.
+func TestCheckSaysWhatItFound(t *testing.T) {
+	root := t.TempDir()
+	writeFiles(t, root, map[string]string{
+		"etc/subuid": "ada:200000:65536\n", "etc/subgid": "ada:200000:65536\n", "proc/self/ns/user": "",
+		"usr/share/keyrings/debian-archive-bookworm-stable.gpg": "", "usr/share/keyrings/debian-archive-trixie-stable.gpg": "",
+	})
+	h := host{
+		uid: 1000, username: "ada", root: root,
+		look: func(p string) (string, error) { return filepath.Join("/usr/bin", p), nil },
+		free: func(string) (int64, error) { return 1 << 40, nil },
+	}
+	said := map[string]string{}
+	for _, f := range append(h.check(), h.space("/cache")) {
+		if f.Status != vm.FindingOK {
+			t.Errorf("%+v", f)
+		}
+		said[f.Name] = f.Detail
+	}
+	want := map[string]string{
+		"mmdebstrap": "/usr/bin/mmdebstrap", "mke2fs": "/usr/bin/mke2fs", "unshare": "/usr/bin/unshare", "tar": "/usr/bin/tar",
+		"qemu-img": "/usr/bin/qemu-img", "newuidmap": "/usr/bin/newuidmap", "newgidmap": "/usr/bin/newgidmap",
+		"Debian archive keys":   "for trixie, bookworm",
+		"subordinate ids":       "ada has the 65534 that are needed",
+		"user namespaces":       "allowed",
+		"disk space for images": "1048576 MiB free in /cache",
+	}
+	if d := cmp.Diff(want, said); d != "" {
+		t.Error(d)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -74,12 +75,24 @@ func (a *app) examine(ctx context.Context) ([]vm.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	findings := []vm.Finding{platform(), runDirectory(dirs)}
-	findings = append(findings, qemu.Check(ctx, qemuBinary, qemu.AccelProbe{CacheDir: filepath.Join(dirs.Cache, "probes")})...)
-	findings = append(findings, share.Check(ctx)...)
-	findings = append(findings, images.Check(dirs.Images())...)
+	return distinct(
+		[]vm.Finding{platform(), runDirectory(dirs)},
+		qemu.Check(ctx, qemuBinary, qemu.AccelProbe{CacheDir: filepath.Join(dirs.Cache, "probes")}),
+		share.Check(ctx),
+		images.Check(dirs.Images()),
+		instances(instance.Store{Dirs: dirs}),
+	), nil
+}
 
-	return append(findings, instances(instance.Store{Dirs: dirs})...), nil
+// distinct joins lists of findings. What two parts need of the host, such as
+// user namespaces, both have looked at.
+func distinct(lists ...[]vm.Finding) (all []vm.Finding) {
+	for _, f := range slices.Concat(lists...) {
+		if !slices.Contains(all, f) {
+			all = append(all, f)
+		}
+	}
+	return all
 }
 
 func platform() vm.Finding {
