@@ -120,7 +120,7 @@ func instances(store instance.Store) (findings []vm.Finding) {
 	for _, i := range list {
 		v := look(i)
 		switch v.State {
-		case "unreadable", "new":
+		case unreadable, "new":
 			findings = append(findings, vm.Finding{Name: "machine " + i.Name, Status: vm.FindingWarn, Detail: v.Reason, Fix: "agentvm down " + i.Name})
 		case instance.Failed:
 			findings = append(findings, vm.Finding{Name: "machine " + i.Name, Status: vm.FindingWarn, Detail: "failed: " + v.Reason, Fix: "agentvm start " + i.Name})
