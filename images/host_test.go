@@ -1,17 +1,12 @@
 package images
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha512"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -73,31 +68,18 @@ prefix=/home/me/.npm
 	}
 }
 
-func certificate(t *testing.T) []byte {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-}
-
-func TestHostCAs(t *testing.T) {
-	system, extra, local := certificate(t), certificate(t), certificate(t)
+func TestProbeHostNet(t *testing.T) {
 	root := t.TempDir()
 	writeFiles(t, root, map[string]string{
-		"etc/ssl/certs/ca-certificates.crt":           "# text\n" + string(system),
-		"extra.pem":                                   string(system) + string(extra),
-		"usr/local/share/ca-certificates/company.crt": string(local),
+		"etc/resolv.conf":                   "nameserver 192.0.2.1\n",
+		"etc/ssl/certs/ca-certificates.crt": "# what the host trusts\n",
 	})
-	got := hostCAs(env("SSL_CERT_FILE", filepath.Join(root, "absent"), "NODE_EXTRA_CA_CERTS", filepath.Join(root, "extra.pem")), root)
-	if want := bytes.Join([][]byte{system, extra, local}, nil); !bytes.Equal(want, got) {
-		t.Errorf("got %d certificates, want 3", bytes.Count(got, []byte("BEGIN")))
+	n := probeHostNet(t.Context(), env("HOME", root, "https_proxy", "http://proxy.example:3128"), root)
+	if string(n.cas) != "# what the host trusts\n" || string(n.resolv) != "nameserver 192.0.2.1\n" {
+		t.Errorf("CAs %q, resolv.conf %q", n.cas, n.resolv)
+	}
+	if d := cmp.Diff([]string{"https_proxy=http://proxy.example:3128"}, n.proxies); d != "" {
+		t.Error(d)
 	}
 }
 
