@@ -213,6 +213,16 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+// The supervisor's umask is strict, and must not cut the modes of what the
+// guest makes.
+func TestUmaskIsNotInherited(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o077))
+	out, err := selfCommand(t.Context(), filterArg, "/bin/sh", "-c", "umask").CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "0000" {
+		t.Errorf("umask %q, %v", out, err)
+	}
+}
+
 func TestTail(t *testing.T) {
 	var x tail
 	for range 1000 {
