@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/agentvm/agentvm/vm/hostca"
 )
 
 // fakeHost is a Probe of a made-up file tree and environment. Environment
@@ -56,36 +58,22 @@ func certificate(t *testing.T, name string, ca bool, until time.Duration) string
 	if err != nil {
 		t.Fatal(err)
 	}
-	return encodeCertificate(c)
+	return hostca.PEM(c)
 }
 
+// What the host trusts is hostca's to find; a guest gets the CAs of it.
 func TestExtraCAs(t *testing.T) {
-	mozilla := certificate(t, "Mozilla", true, time.Hour)
-	local := certificate(t, "Local", true, time.Hour)
 	proxy := certificate(t, "Proxy", true, time.Hour)
 	expired := certificate(t, "Expired", true, -time.Hour)
 	server := certificate(t, "Server", false, time.Hour)
-
-	host := fakeHost(t, map[string]string{
-		mozillaDir + "/Mozilla.crt":    mozilla,
-		localDir + "/team/local.crt":   local,
-		localDir + "/README":           "not a certificate",
-		"/etc/bundle.pem":              "# comment\n" + mozilla + local + proxy + expired + server,
-		"/etc/broken.pem":              "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" + proxy,
-		"/etc/empty.pem":               "",
-		localDir + "/again/local2.crt": local,
-	}, map[string]string{
-		"SSL_CERT_FILE":       "/etc/bundle.pem",
-		"NODE_EXTRA_CA_CERTS": "/etc/broken.pem",
-		"CURL_CA_BUNDLE":      "/etc/empty.pem",
-		"REQUESTS_CA_BUNDLE":  "/etc/missing.pem",
-	})
+	host := fakeHost(t, map[string]string{"/etc/bundle.pem": server + expired + proxy},
+		map[string]string{"SSL_CERT_FILE": "/etc/bundle.pem", "CURL_CA_BUNDLE": "/etc/missing.pem"})
 	facts := host.Facts(t.Context())
-	if diff := cmp.Diff([]string{local, proxy}, facts.CAs); diff != "" {
+	if diff := cmp.Diff([]string{proxy}, facts.CAs); diff != "" {
 		t.Errorf("CAs (-want +got):\n%s", diff)
 	}
-	if len(facts.Warnings) != 3 {
-		t.Errorf("want three warnings (broken, empty, missing), got %v", facts.Warnings)
+	if len(facts.Warnings) != 1 {
+		t.Errorf("want a warning of the missing file, got %v", facts.Warnings)
 	}
 }
 

@@ -3,6 +3,8 @@ package cloudinit
 import (
 	"fmt"
 	"strings"
+
+	"github.com/agentvm/agentvm/vm/hostca"
 )
 
 // CABundle is the file in Debian's guests that holds every trusted CA.
@@ -10,7 +12,7 @@ const CABundle = "/etc/ssl/certs/ca-certificates.crt"
 
 // CAEnv makes programs that bring their own list of CAs use the guest's:
 // Node.js and Bun, OpenSSL and Go, Python's requests. The sources are those
-// of [caVariables].
+// in package hostca.
 func CAEnv() map[string]string {
 	return map[string]string{
 		"NODE_EXTRA_CA_CERTS": CABundle,
@@ -55,7 +57,7 @@ func canonicalCAs(cas []string) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: CA certificate %d: %w", ErrInvalid, i+1, err)
 		}
-		out = append(out, encodeCertificate(c))
+		out = append(out, hostca.PEM(c))
 	}
 	return out, nil
 }

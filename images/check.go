@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/userns"
 )
 
 // require returns the first failed finding as an error.
@@ -29,7 +30,7 @@ type host struct {
 	uid      int
 	username string
 	root     string // where etc, proc and usr are found
-	look     func(program string) error
+	look     func(program string) (path string, err error)
 	free     func(dir string) (int64, error)
 }
 
@@ -41,8 +42,7 @@ func Check(dir string) []vm.Finding {
 }
 
 func thisHost() host {
-	h := host{uid: os.Getuid(), root: "/", free: free}
-	h.look = func(program string) error { _, err := exec.LookPath(program); return err }
+	h := host{uid: os.Getuid(), root: "/", look: exec.LookPath, free: free}
 	if u, err := user.Current(); err == nil {
 		h.username = u.Username
 	}
@@ -53,7 +53,7 @@ func thisHost() host {
 func (h host) check() []vm.Finding {
 	findings := append(h.programs(), h.keyring())
 	if h.uid != 0 {
-		findings = append(findings, h.subordinateIDs(), h.userNamespaces())
+		findings = append(findings, h.subordinateIDs(), userns.Check(h.root, false))
 	}
 	return findings
 }
@@ -80,10 +80,14 @@ func (h host) programs() []vm.Finding {
 	}
 	var out []vm.Finding
 	for _, program := range needed {
-		f := vm.Finding{Name: program, Status: vm.FindingOK}
-		// mke2fs is in /usr/sbin, which an ordinary user's PATH may lack; builds
-		// have it in theirs.
-		if err := h.look(program); err != nil && h.look("/usr/sbin/"+program) != nil {
+		path, err := h.look(program)
+		if err != nil {
+			// mke2fs is in /usr/sbin, which an ordinary user's PATH may lack;
+			// builds have it in theirs.
+			path, err = h.look("/usr/sbin/" + program)
+		}
+		f := vm.Finding{Name: program, Status: vm.FindingOK, Detail: path}
+		if err != nil {
 			f.Status = vm.FindingFail
 			f.Detail = "not installed: images cannot be built"
 			f.Fix = "sudo apt-get install " + debianPackageOf(program)
@@ -97,17 +101,20 @@ func (h host) programs() []vm.Finding {
 // versions of debian-archive-keyring lack those of newer releases.
 func (h host) keyring() vm.Finding {
 	f := vm.Finding{Name: "Debian archive keys", Status: vm.FindingOK}
-	var missing []string
+	var there, missing []string
 	for _, e := range Catalogue() {
 		found := false
 		for _, dir := range []string{"usr/share/keyrings", "etc/apt/trusted.gpg.d"} {
 			m, _ := filepath.Glob(filepath.Join(h.root, dir, "debian-archive-"+e.Suite+"-*")) // well-formed pattern
 			found = found || len(m) > 0
 		}
-		if !found {
+		if found {
+			there = append(there, e.Suite)
+		} else {
 			missing = append(missing, e.Suite)
 		}
 	}
+	f.Detail = "for " + strings.Join(there, ", ")
 	if len(missing) > 0 {
 		f.Status = vm.FindingFail
 		f.Detail = "no keys for " + strings.Join(missing, ", ")
@@ -121,7 +128,7 @@ const needIDs = 65534
 
 // subordinateIDs looks for a range in /etc/subuid and /etc/subgid, see subuid(5).
 func (h host) subordinateIDs() vm.Finding {
-	f := vm.Finding{Name: "subordinate ids", Status: vm.FindingOK}
+	f := vm.Finding{Name: "subordinate ids", Status: vm.FindingOK, Detail: fmt.Sprintf("%s has the %d that are needed", h.username, needIDs)}
 	for _, name := range []string{"subuid", "subgid"} {
 		data, _ := os.ReadFile(filepath.Join(h.root, "etc", name)) // missing means no range
 		if n := subordinateCount(data, h.username, h.uid); n < needIDs {
@@ -146,23 +153,6 @@ func subordinateCount(file []byte, username string, uid int) int {
 		}
 	}
 	return 0
-}
-
-// userNamespaces reads the switches by which a host forbids user namespaces.
-func (h host) userNamespaces() vm.Finding {
-	f := vm.Finding{Name: "user namespaces", Status: vm.FindingOK}
-	for _, s := range []struct{ file, bad, fix string }{
-		{"user/max_user_namespaces", "0", "sudo sysctl user.max_user_namespaces=15000"},
-		{"kernel/unprivileged_userns_clone", "0", "sudo sysctl kernel.unprivileged_userns_clone=1"},
-		{"kernel/apparmor_restrict_unprivileged_userns", "1", "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"},
-	} {
-		data, err := os.ReadFile(filepath.Join(h.root, "proc/sys", s.file))
-		if err == nil && strings.TrimSpace(string(data)) == s.bad {
-			f.Status, f.Fix = vm.FindingFail, s.fix
-			f.Detail = fmt.Sprintf("/proc/sys/%s is %s: images cannot be built without root", s.file, s.bad)
-		}
-	}
-	return f
 }
 
 func (h host) space(dir string) vm.Finding {

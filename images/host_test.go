@@ -1,17 +1,12 @@
 package images
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha512"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -73,31 +68,18 @@ prefix=/home/me/.npm
 	}
 }
 
-func certificate(t *testing.T) []byte {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-}
-
-func TestHostCAs(t *testing.T) {
-	system, extra, local := certificate(t), certificate(t), certificate(t)
+func TestProbeHostNet(t *testing.T) {
 	root := t.TempDir()
 	writeFiles(t, root, map[string]string{
-		"etc/ssl/certs/ca-certificates.crt":           "# text\n" + string(system),
-		"extra.pem":                                   string(system) + string(extra),
-		"usr/local/share/ca-certificates/company.crt": string(local),
+		"etc/resolv.conf":                   "nameserver 192.0.2.1\n",
+		"etc/ssl/certs/ca-certificates.crt": "# what the host trusts\n",
 	})
-	got := hostCAs(env("SSL_CERT_FILE", filepath.Join(root, "absent"), "NODE_EXTRA_CA_CERTS", filepath.Join(root, "extra.pem")), root)
-	if want := bytes.Join([][]byte{system, extra, local}, nil); !bytes.Equal(want, got) {
-		t.Errorf("got %d certificates, want 3", bytes.Count(got, []byte("BEGIN")))
+	n := probeHostNet(t.Context(), env("HOME", root, "https_proxy", "http://proxy.example:3128"), root)
+	if string(n.cas) != "# what the host trusts\n" || string(n.resolv) != "nameserver 192.0.2.1\n" {
+		t.Errorf("CAs %q, resolv.conf %q", n.cas, n.resolv)
+	}
+	if d := cmp.Diff([]string{"https_proxy=http://proxy.example:3128"}, n.proxies); d != "" {
+		t.Error(d)
 	}
 }
 
@@ -160,8 +142,9 @@ func TestRegistryDownload(t *testing.T) {
 func TestCheck(t *testing.T) {
 	root := t.TempDir()
 	writeFiles(t, root, map[string]string{
-		"etc/subuid": "other:100000:65536\nada:200000:65536\n",
-		"etc/subgid": "ada:200000:1000\n",
+		"etc/subuid":        "other:100000:65536\nada:200000:65536\n",
+		"etc/subgid":        "ada:200000:1000\n",
+		"proc/self/ns/user": "",
 		"proc/sys/kernel/apparmor_restrict_unprivileged_userns":          "1\n",
 		"usr/share/keyrings/debian-archive-bookworm-automatic.gpg":       "",
 		"etc/apt/trusted.gpg.d/debian-archive-bookworm-stable.asc":       "",
@@ -169,11 +152,11 @@ func TestCheck(t *testing.T) {
 	})
 	h := host{
 		uid: 1000, username: "ada", root: root,
-		look: func(p string) error {
+		look: func(p string) (string, error) {
 			if p == "mmdebstrap" || p == "/usr/sbin/mmdebstrap" || p == "mke2fs" {
-				return errors.New("not found")
+				return "", errors.New("not found")
 			}
-			return nil
+			return filepath.Join("/usr/bin", p), nil
 		},
 		free: func(dir string) (int64, error) {
 			if dir != "/" {
@@ -192,7 +175,7 @@ func TestCheck(t *testing.T) {
 		"mmdebstrap":            "sudo apt-get install mmdebstrap",
 		"Debian archive keys":   "sudo apt-get update && sudo apt-get install debian-archive-keyring",
 		"subordinate ids":       "sudo usermod --add-subuids 200000-265535 --add-subgids 200000-265535 ada",
-		"user namespaces":       "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+		"user namespaces":       "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
 		"disk space for images": "free some space, or set AGENTVM_HOME to a directory on a larger disk",
 	}
 	if d := cmp.Diff(want, fixes); d != "" {
@@ -200,5 +183,37 @@ func TestCheck(t *testing.T) {
 	}
 	if err := require(h.check()); !errors.Is(err, vm.ErrHost) || vm.Hint(err) != "sudo apt-get install mmdebstrap" {
 		t.Errorf("require: %v, hint %q", err, vm.Hint(err))
+	}
+}
+
+// Each line of agentvm doctor says something, also where all is well.
+func TestCheckSaysWhatItFound(t *testing.T) {
+	root := t.TempDir()
+	writeFiles(t, root, map[string]string{
+		"etc/subuid": "ada:200000:65536\n", "etc/subgid": "ada:200000:65536\n", "proc/self/ns/user": "",
+		"usr/share/keyrings/debian-archive-bookworm-stable.gpg": "", "usr/share/keyrings/debian-archive-trixie-stable.gpg": "",
+	})
+	h := host{
+		uid: 1000, username: "ada", root: root,
+		look: func(p string) (string, error) { return filepath.Join("/usr/bin", p), nil },
+		free: func(string) (int64, error) { return 1 << 40, nil },
+	}
+	said := map[string]string{}
+	for _, f := range append(h.check(), h.space("/cache")) {
+		if f.Status != vm.FindingOK {
+			t.Errorf("%+v", f)
+		}
+		said[f.Name] = f.Detail
+	}
+	want := map[string]string{
+		"mmdebstrap": "/usr/bin/mmdebstrap", "mke2fs": "/usr/bin/mke2fs", "unshare": "/usr/bin/unshare", "tar": "/usr/bin/tar",
+		"qemu-img": "/usr/bin/qemu-img", "newuidmap": "/usr/bin/newuidmap", "newgidmap": "/usr/bin/newgidmap",
+		"Debian archive keys":   "for trixie, bookworm",
+		"subordinate ids":       "ada has the 65534 that are needed",
+		"user namespaces":       "allowed",
+		"disk space for images": "1048576 MiB free in /cache",
+	}
+	if d := cmp.Diff(want, said); d != "" {
+		t.Error(d)
 	}
 }

@@ -1,14 +1,14 @@
 package images
 
 import (
-	"bytes"
 	"context"
-	"encoding/pem"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/agentvm/agentvm/vm/hostca"
 )
 
 // hostNet is how the host reaches the network: what a build borrows.
@@ -40,7 +40,7 @@ func probeHostNet(ctx context.Context, getenv func(string) string, root string) 
 	if out, err := exec.CommandContext(ctx, "apt-config", "dump").Output(); err == nil {
 		n.aptConf = aptNetwork(string(out))
 	}
-	n.cas = hostCAs(getenv, root)
+	n.cas = hostca.Host{Root: root, Getenv: getenv}.Bundle()
 	n.resolv, _ = os.ReadFile(filepath.Join(root, "etc/resolv.conf")) // none: names resolve by other means or not at all
 	n.registry, n.npmrc = npmSettings(getenv)
 	return n
@@ -70,38 +70,6 @@ func aptNetwork(dump string) string {
 		}
 	}
 	return b.String()
-}
-
-// hostCAs collects the certificates of the system's bundle and of the
-// variables by which programs are told of more, each once.
-func hostCAs(getenv func(string) string, root string) []byte {
-	files := []string{filepath.Join(root, "etc/ssl/certs/ca-certificates.crt")}
-	for _, name := range []string{"SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"} {
-		if v := getenv(name); v != "" {
-			files = append(files, v)
-		}
-	}
-	local, _ := filepath.Glob(filepath.Join(root, "usr/local/share/ca-certificates/*.crt")) // the pattern is well formed
-	var out bytes.Buffer
-	seen := map[string]bool{}
-	for _, file := range slices.Concat(files, local) {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue // a variable may name a file that is not there
-		}
-		for {
-			var block *pem.Block
-			if block, data = pem.Decode(data); block == nil {
-				break
-			}
-			if block.Type != "CERTIFICATE" || seen[string(block.Bytes)] {
-				continue
-			}
-			seen[string(block.Bytes)] = true
-			_ = pem.Encode(&out, &pem.Block{Type: block.Type, Bytes: block.Bytes}) // to a buffer, cannot fail
-		}
-	}
-	return out.Bytes()
 }
 
 // npmSettings returns the registry that the host's npm uses and a

@@ -30,6 +30,12 @@ func ValidName(name string) error {
 	return nil
 }
 
+var variableRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// ValidVariable reports whether every shell takes name for an environment
+// variable's.
+func ValidVariable(name string) bool { return variableRE.MatchString(name) }
+
 // NameFor makes a valid name out of a workspace's directory name.
 func NameFor(workspace string) string {
 	var b strings.Builder

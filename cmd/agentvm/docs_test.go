@@ -173,6 +173,62 @@ func TestExamplesParse(t *testing.T) {
 	}
 }
 
+// TestExamplesNameCommandsAndFlags looks up each command line of agentvm that
+// the documents and the examples' scripts hold. A script that looks for what
+// is left once asked for a flag that there was not, and so found nothing.
+func TestExamplesNameCommandsAndFlags(t *testing.T) {
+	scripts, err := filepath.Glob(filepath.Join(repo, "examples/*/*.sh"))
+	if err != nil || len(scripts) == 0 {
+		t.Fatal(scripts, err)
+	}
+	texts := map[string]string{}
+	for _, path := range scripts {
+		name, err := filepath.Rel(repo, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[name] = readDoc(t, name)
+	}
+	block := regexp.MustCompile("(?s)```console\n(.*?)```")
+	for _, doc := range documents(t) {
+		for _, m := range block.FindAllStringSubmatch(readDoc(t, doc), -1) {
+			texts[doc] += m[1]
+		}
+	}
+	root := (&app{getenv: os.Getenv}).rootCommand()
+	call := regexp.MustCompile(`(?m)(?:^|[|&;({$]|\bshow)[ \t]*agentvm ([a-z-].*)`) // where the shell expects a command
+	calls := 0
+	for name, text := range texts {
+		for _, m := range call.FindAllStringSubmatch(text, -1) {
+			var args []string
+			for word := range strings.FieldsSeq(m[1]) {
+				if word == "--" || strings.ContainsAny(word, "|&;()<>#\"'$\\") {
+					break // the rest is another command's, or the shell's
+				}
+				args = append(args, word)
+			}
+			calls++
+			cmd, rest, err := root.Find(args)
+			if err != nil {
+				t.Errorf("%s: agentvm %s: %v", name, m[1], err)
+				continue
+			}
+			for _, word := range rest {
+				flag, _, _ := strings.Cut(word, "=")
+				if long, ok := strings.CutPrefix(flag, "--"); ok && cmd.Flag(long) == nil && long != "help" {
+					t.Errorf("%s: agentvm %s: there is no %s", name, m[1], flag)
+				} else if short := strings.TrimPrefix(flag, "-"); !ok && len(short) == 1 && short != flag &&
+					cmd.Flags().ShorthandLookup(short) == nil && root.PersistentFlags().ShorthandLookup(short) == nil {
+					t.Errorf("%s: agentvm %s: there is no %s", name, m[1], flag)
+				}
+			}
+		}
+	}
+	if calls < 20 {
+		t.Errorf("only %d command lines were read", calls)
+	}
+}
+
 // schema is the part of a JSON schema that names keys.
 type schema struct {
 	Properties           map[string]schema

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -74,12 +75,24 @@ func (a *app) examine(ctx context.Context) ([]vm.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	findings := []vm.Finding{platform(), runDirectory(dirs)}
-	findings = append(findings, qemu.Check(ctx, qemuBinary, qemu.AccelProbe{CacheDir: filepath.Join(dirs.Cache, "probes")})...)
-	findings = append(findings, share.Check(ctx)...)
-	findings = append(findings, images.Check(dirs.Images())...)
+	return distinct(
+		[]vm.Finding{platform(), runDirectory(dirs)},
+		qemu.Check(ctx, qemuBinary, qemu.AccelProbe{CacheDir: filepath.Join(dirs.Cache, "probes")}),
+		share.Check(ctx),
+		images.Check(dirs.Images()),
+		instances(instance.Store{Dirs: dirs}),
+	), nil
+}
 
-	return append(findings, instances(instance.Store{Dirs: dirs})...), nil
+// distinct joins lists of findings. What two parts need of the host, such as
+// user namespaces, both have looked at.
+func distinct(lists ...[]vm.Finding) (all []vm.Finding) {
+	for _, f := range slices.Concat(lists...) {
+		if !slices.Contains(all, f) {
+			all = append(all, f)
+		}
+	}
+	return all
 }
 
 func platform() vm.Finding {
@@ -107,7 +120,7 @@ func instances(store instance.Store) (findings []vm.Finding) {
 	for _, i := range list {
 		v := look(i)
 		switch v.State {
-		case "unreadable", "new":
+		case unreadable, "new":
 			findings = append(findings, vm.Finding{Name: "machine " + i.Name, Status: vm.FindingWarn, Detail: v.Reason, Fix: "agentvm down " + i.Name})
 		case instance.Failed:
 			findings = append(findings, vm.Finding{Name: "machine " + i.Name, Status: vm.FindingWarn, Detail: "failed: " + v.Reason, Fix: "agentvm start " + i.Name})

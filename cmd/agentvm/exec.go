@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path"
@@ -25,7 +26,7 @@ import (
 
 // execFlags say how a program runs in the guest.
 type execFlags struct {
-	env     []string
+	env     map[string]string
 	dir     string
 	tty     bool
 	noTTY   bool
@@ -33,12 +34,30 @@ type execFlags struct {
 }
 
 func (f *execFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVarP(&f.env, "env", "e", nil, "give the program NAME=VALUE, or this host's NAME")
+	cmd.Flags().FuncP("env", "e", "give the program `NAME=VALUE`, or this host's NAME (may be repeated)", f.setEnv)
 	cmd.Flags().StringVarP(&f.dir, "workdir", "w", "", "start in this directory of the guest (default: where you are in the workspace)")
 	cmd.Flags().BoolVarP(&f.tty, "tty", "t", false, "give the program a terminal (default: when this is one)")
 	cmd.Flags().BoolVarP(&f.noTTY, "no-tty", "T", false, "give the program no terminal")
 	cmd.Flags().BoolVar(&f.noStdin, "no-stdin", false, "give the program an empty input")
 	cmd.MarkFlagsMutuallyExclusive("tty", "no-tty")
+}
+
+// setEnv adds one NAME=VALUE, or NAME with this host's value.
+func (f *execFlags) setEnv(word string) error {
+	name, value, given := strings.Cut(word, "=")
+	if !vm.ValidVariable(name) {
+		return fmt.Errorf("%q is not a variable's name", name)
+	}
+	if !given {
+		if value, given = os.LookupEnv(name); !given {
+			return fmt.Errorf("%s is not set here", name)
+		}
+	}
+	if f.env == nil {
+		f.env = map[string]string{}
+	}
+	f.env[name] = value
+	return nil
 }
 
 func (a *app) execCommand() *cobra.Command {
@@ -113,7 +132,7 @@ environment variables that its profile and agent.env name, and no others.`,
 			if err != nil {
 				return err
 			}
-			f.env = append(agentEnv(profile, p.Config, os.LookupEnv), f.env...)
+			f.env = joined(agentEnv(profile, p.Config, os.LookupEnv), f.env)
 			argv := append(append(append([]string{}, profile.Command...), p.Config.Agent.Args...), args...)
 			err = a.remote(cmd.Context(), inst, f, ssh.Command{Argv: argv})
 			var code remoteExit
@@ -128,11 +147,12 @@ environment variables that its profile and agent.env name, and no others.`,
 	return cmd
 }
 
-// agentEnv lists the host's variables that an agent may have, if they are set.
-func agentEnv(profile agent.Profile, c config.Config, lookup func(string) (string, bool)) (env []string) {
+// agentEnv returns the host's variables that an agent may have, if they are set.
+func agentEnv(profile agent.Profile, c config.Config, lookup func(string) (string, bool)) map[string]string {
+	env := map[string]string{}
 	for _, name := range append(append([]string{}, profile.Env...), c.Agent.Env...) {
 		if value, ok := lookup(name); ok {
-			env = append(env, name+"="+value)
+			env[name] = value
 		}
 	}
 	return env
@@ -192,9 +212,7 @@ func (a *app) remote(ctx context.Context, inst *instance.Instance, f execFlags, 
 	if lost := status.LostShare(c.Dir); lost != "" {
 		return vm.WithHint(connectionError{fmt.Errorf("%q is degraded: %s", inst.Name, lost)}, "agentvm restart brings the share back; -w / runs a command elsewhere")
 	}
-	if c.Env, err = environment(spec, f.env); err != nil {
-		return err
-	}
+	c.Env = joined(spec.Guest.Env, f.env)
 	c.Stdout, c.Stderr = a.stdout, a.stderr
 	if !f.noStdin {
 		c.Stdin = a.stdin
@@ -276,25 +294,12 @@ func (a *app) why(inst *instance.Instance, err error) error {
 	return err
 }
 
-// environment joins the machine's variables and the flags'.
-func environment(spec instance.Spec, flags []string) (map[string]string, error) {
-	env := map[string]string{}
-	for k, v := range spec.Guest.Env {
-		env[k] = v
-	}
-	for _, e := range flags {
-		name, value, given := strings.Cut(e, "=")
-		if name == "" {
-			return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("--env %q: write NAME=VALUE or NAME", e))
-		}
-		if !given {
-			if value, given = os.LookupEnv(name); !given {
-				return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("--env %s: it is not set here", name))
-			}
-		}
-		env[name] = value
-	}
-	return env, nil
+// joined returns the variables of both; those of over win.
+func joined(env, over map[string]string) map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, env)
+	maps.Copy(all, over)
+	return all
 }
 
 // guestDirectory is where a command starts: the same place of the workspace

@@ -7,18 +7,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/testenv"
@@ -294,6 +298,24 @@ env: {GREETING: "it's, me"}
 		}
 		if v := h.status(dir); v.State != instance.Ready || len(v.Warnings) != 0 {
 			t.Fatalf("%+v", v)
+		}
+	})
+
+	t.Run("files are the owner's", func(t *testing.T) {
+		for _, top := range []string{"state/instances/day", "run"} {
+			err := filepath.WalkDir(filepath.Join(h.home, top), func(path string, e fs.DirEntry, err error) error {
+				if err != nil || e.IsDir() {
+					return err
+				}
+				fi, err := e.Info()
+				if err == nil && fi.Mode()&0o077 != 0 {
+					t.Errorf("%s is %s", path, fi.Mode())
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
 		}
 	})
 
@@ -673,6 +695,48 @@ func TestNeverReady(t *testing.T) {
 	}
 	if log := h.must(dir, "logs", "empty", "-s", "console").stdout; log == "" {
 		t.Error("the console log is empty")
+	}
+	h.nothingLeft()
+}
+
+// TestDryRun prints what it would start, for a shell and for a program, and
+// makes no machine. A disk file needs no image to be built.
+func TestDryRun(t *testing.T) {
+	h := newHost(t)
+	dir := h.project(oddName, "version: 1\nname: dry\nimage: ./empty.img\nresources: {memory: 256MiB, cpus: 3}\n")
+	if err := os.WriteFile(filepath.Join(dir, "empty.img"), make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	plain := h.must(dir, "up", "--dry-run").stdout
+	words, err := exec.Command("sh", "-c", `printf '%s\0' `+plain).Output()
+	if err != nil {
+		t.Fatalf("a shell does not read it: %v\n%s", err, plain)
+	}
+	shell := strings.Split(strings.TrimSuffix(string(words), "\x00"), "\x00")
+	var list []string
+	if err := json.Unmarshal([]byte(h.must(dir, "up", "--dry-run", "--json").stdout), &list); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing remembers the first run, so the second has another id.
+	for _, argv := range [][]string{shell, list} {
+		at := slices.Index(argv, "-uuid") + 1
+		if at == 0 || len(argv[at]) != 36 {
+			t.Fatalf("no id in %q", argv)
+		}
+		id := argv[at]
+		for i := range argv {
+			argv[i] = strings.ReplaceAll(strings.ReplaceAll(argv[i], id, "ID"), id[:8], "RUN")
+		}
+	}
+	if diff := cmp.Diff(list, shell); diff != "" {
+		t.Errorf("(-JSON +text):\n%s", diff)
+	}
+	if filepath.Base(list[0]) != qemuBinary || !slices.Contains(list, "size=256M") ||
+		!slices.ContainsFunc(list, func(s string) bool { return strings.HasPrefix(s, "cpus=3,") }) {
+		t.Errorf("it is not this project's: %q", list)
+	}
+	if got := h.run("ls", "--json").stdout; got != "[]\n" {
+		t.Errorf("left: %s", got)
 	}
 	h.nothingLeft()
 }

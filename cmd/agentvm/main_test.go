@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/agentvm/agentvm/vm"
@@ -40,6 +41,28 @@ func isolate(env *testscript.Env) error {
 	env.Setenv("EXE", exe)
 	env.Setenv("AGENTVM_HOME", filepath.Join(home, "agentvm"))
 	return os.MkdirAll(home, 0o755)
+}
+
+// TestDoctorSaysEachThingOnce looks at this host, whatever it lacks.
+func TestDoctorSaysEachThingOnce(t *testing.T) {
+	home := t.TempDir()
+	a := &app{getenv: func(name string) string { return map[string]string{"AGENTVM_HOME": home}[name] }}
+	findings, err := a.examine(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, f := range findings {
+		if f.Detail == "" || seen[f.Name] {
+			t.Errorf("it says nothing, or a second time: %+v", f)
+		}
+		seen[f.Name] = true
+	}
+	// Root needs less, so what two parts ask of an ordinary user's host is made up.
+	same, other := vm.Finding{Name: "a", Detail: "x"}, vm.Finding{Name: "a", Detail: "y"}
+	if diff := cmp.Diff([]vm.Finding{same, other}, distinct([]vm.Finding{same}, nil, []vm.Finding{other, same})); diff != "" {
+		t.Error(diff)
+	}
 }
 
 func TestExitCodes(t *testing.T) {

@@ -24,6 +24,8 @@ func (a *app) superviseCommand() *cobra.Command {
 			if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
 				return fmt.Errorf("forbid core files: %w", err)
 			}
+			// QEMU makes its monitor's socket by itself, with what the umask leaves.
+			syscall.Umask(0o077)
 			log := slog.New(slog.NewTextHandler(a.stderr, nil))
 			return supervisor.Run(cmd.Context(), inst, parts{cache: store.Dirs.Cache, log: log}, log)
 		},

@@ -13,6 +13,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
 )
 
@@ -56,6 +57,10 @@ func viewOf(spec instance.Spec, s instance.Status) view {
 	return v
 }
 
+// unreadable is the state of an instance whose files cannot be used; the
+// reason says why.
+const unreadable instance.State = "unreadable"
+
 // look reads an instance, however damaged.
 func look(i *instance.Instance) view {
 	spec, err := i.Spec()
@@ -63,11 +68,11 @@ func look(i *instance.Instance) view {
 		return view{Name: i.Name, State: "new", Reason: "not made yet, or its making was cut short; agentvm down " + i.Name + " removes it"}
 	}
 	if err != nil {
-		return view{Name: i.Name, State: "unreadable", Reason: err.Error()}
+		return view{Name: i.Name, State: unreadable, Reason: err.Error()}
 	}
 	status, err := i.Status()
 	if err != nil {
-		status.State, status.Reason = "unreadable", err.Error()
+		status.State, status.Reason = unreadable, err.Error()
 	}
 	v := viewOf(spec, status)
 	v.Name = i.Name
@@ -125,9 +130,14 @@ func (a *app) statusCommand() *cobra.Command {
 			}
 			v := look(inst)
 			if a.json {
-				return json.NewEncoder(a.stdout).Encode(v)
+				err = json.NewEncoder(a.stdout).Encode(v)
+			} else {
+				err = a.showStatus(v)
 			}
-			return a.showStatus(v)
+			if err == nil && v.State == unreadable {
+				err = vm.WithHint(fmt.Errorf("the files of %q cannot be used", inst.Name), "agentvm down "+inst.Name+" deletes it (the workspace is kept)")
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")

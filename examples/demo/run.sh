@@ -129,6 +129,7 @@ run=$(sed -n 's|.*path=\([^,]*\)/vm/qmp\.sock.*|\1|p' "$work/processes" | head -
 echo "    $(grep -c . "$work/processes") processes while it ran; TCP ports opened on the host: $(
 	comm -13 "$work/tcp.before" "$work/tcp.running" | grep -c . || true)"
 show agentvm down
+agentvm ls >"$work/machines" || fail 'the machines cannot be listed, so looking for this one proves nothing'
 left=$(
 	processes
 	while read -r pid _ _ command _; do
@@ -137,7 +138,7 @@ left=$(
 	done <"$work/processes"
 	mounts
 	sockets "$run"
-	agentvm ls --all 2>/dev/null | grep -F "$name" || true
+	grep -F "$name" "$work/machines" || true
 )
 [ -z "$left" ] || fail "left behind:
 $left"

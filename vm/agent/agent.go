@@ -24,41 +24,41 @@ import (
 
 // Profile is one agent.
 type Profile struct {
-	Name        string `yaml:"name"`
-	Description string `yaml:"description"`
-	Docs        string `yaml:"docs"` // where the agent documents itself
+	Name        string `yaml:"name" json:"name"`
+	Description string `yaml:"description" json:"description"`
+	Docs        string `yaml:"docs" json:"docs,omitempty"` // where the agent documents itself
 
-	Install        Install  `yaml:"install"`
-	Command        []string `yaml:"command"`        // starts it for a person at a terminal
-	Prompt         []string `yaml:"prompt"`         // does one task and exits; see [Profile.PromptCommand]
-	VersionCommand []string `yaml:"versionCommand"` // prints a version, needs no network and no account
+	Install        Install  `yaml:"install" json:"install,omitzero"`
+	Command        []string `yaml:"command" json:"command"`                         // starts it for a person at a terminal
+	Prompt         []string `yaml:"prompt" json:"prompt,omitempty"`                 // does one task and exits; see [Profile.PromptCommand]
+	VersionCommand []string `yaml:"versionCommand" json:"versionCommand,omitempty"` // prints a version, needs no network and no account
 
-	Config []ConfigPath      `yaml:"config"` // of the host's user, to be copied
-	Env    []string          `yaml:"env"`    // names of host variables that it may get
-	SetEnv map[string]string `yaml:"setEnv"` // what it always gets
-	Allow  []string          `yaml:"allow"`  // names that it must reach
+	Config []ConfigPath      `yaml:"config" json:"config,omitempty"` // of the host's user, to be copied
+	Env    []string          `yaml:"env" json:"env,omitempty"`       // names of host variables that it may get
+	SetEnv map[string]string `yaml:"setEnv" json:"setEnv,omitempty"` // what it always gets
+	Allow  []string          `yaml:"allow" json:"allow,omitempty"`   // names that it must reach
 }
 
 // Install says what an image needs so that the agent can start in it.
 type Install struct {
-	Packages []string     `yaml:"packages"` // of the distribution
-	MinNode  string       `yaml:"minNode"`  // oldest Node.js that runs it; empty: needs none
-	Node     string       `yaml:"node"`     // exact Node.js to use whatever the distribution has
-	NPM      []NPMPackage `yaml:"npm"`
-	Run      []string     `yaml:"run"` // shell commands, as root, with network, after the packages
+	Packages []string     `yaml:"packages" json:"packages,omitempty"` // of the distribution
+	MinNode  string       `yaml:"minNode" json:"minNode,omitempty"`   // oldest Node.js that runs it; empty: needs none
+	Node     string       `yaml:"node" json:"node,omitempty"`         // exact Node.js to use whatever the distribution has
+	NPM      []NPMPackage `yaml:"npm" json:"npm,omitempty"`
+	Run      []string     `yaml:"run" json:"run,omitempty"` // shell commands, as root, with network, after the packages
 }
 
 // NPMPackage is one package of the npm registry, in an exact version.
 type NPMPackage struct {
-	Name    string `yaml:"name"`
-	Version string `yaml:"version"`
-	Scripts bool   `yaml:"scripts"` // its install scripts must run
+	Name    string `yaml:"name" json:"name"`
+	Version string `yaml:"version" json:"version"`
+	Scripts bool   `yaml:"scripts" json:"scripts,omitempty"` // its install scripts must run
 }
 
 // ConfigPath is a file or directory in the home directory, written ~/….
 type ConfigPath struct {
-	Path   string `yaml:"path"`
-	Secret bool   `yaml:"secret"` // holds credentials: copied only when asked for
+	Path   string `yaml:"path" json:"path"`
+	Secret bool   `yaml:"secret" json:"secret,omitempty"` // holds credentials: copied only when asked for
 }
 
 // NewerNode is the Node.js, a long-term support release on npm as the

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/agentvm/agentvm/vm"
 )
@@ -43,6 +45,28 @@ func TestBuiltin(t *testing.T) {
 			if (strings.Contains(base, "auth") || strings.Contains(base, "cred") || base == ".env") && !c.Secret {
 				t.Errorf("%s: %s looks like a secret and is not marked", name, c.Path)
 			}
+		}
+	}
+}
+
+// TestJSONIsAProfile reads what `agentvm agents --json` prints as a profile:
+// JSON is YAML, and the keys are those of the documents.
+func TestJSONIsAProfile(t *testing.T) {
+	s := load(t)
+	for _, name := range s.Names() {
+		p, err := s.Get(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := parse(name, data)
+		if err != nil {
+			t.Errorf("%s: %v\n%s", name, err, data)
+		} else if diff := cmp.Diff(p, again, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s (-profile +JSON):\n%s", name, diff)
 		}
 	}
 }

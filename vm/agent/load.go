@@ -100,7 +100,6 @@ var (
 	versionRE = regexp.MustCompile(`^\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?$`) // semver.org, exact
 	nodeRE    = regexp.MustCompile(`^\d+\.\d+\.\d+$`)
 	packageRE = regexp.MustCompile(`^(@[a-z0-9~][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*$`)
-	envRE     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	hostRE    = regexp.MustCompile(`^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}$`)
 )
 
@@ -128,7 +127,7 @@ func (p Profile) validate() error {
 		must(ok && fs.ValidPath(rest) && rest != ".", "config path %q is not a plain path below ~/", c.Path)
 	}
 	for _, name := range append(slices.Sorted(maps.Keys(p.SetEnv)), p.Env...) {
-		must(envRE.MatchString(name), "%q is no name of an environment variable", name)
+		must(vm.ValidVariable(name), "%q is no name of an environment variable", name)
 	}
 	for _, host := range p.Allow {
 		must(hostRE.MatchString(host), "allowed name %q is no host name", host)

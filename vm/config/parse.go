@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -155,7 +156,6 @@ func (d *document) errorAt(path, msg, hint string) error {
 }
 
 var (
-	envNameRE     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	packageRE     = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
 	npmRE         = regexp.MustCompile(`^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*@[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]*$`)
 	serviceNameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
@@ -217,10 +217,10 @@ func (d *document) check(c Config) error {
 		services[port] = true
 	}
 	for i, name := range c.Agent.Env {
-		rules = append(rules, rule{envNameRE.MatchString(name), fmt.Sprintf("$.agent.env[%d]", i), fmt.Sprintf("%q is not a variable's name", name), "list names only; values come from your environment"})
+		rules = append(rules, rule{vm.ValidVariable(name), fmt.Sprintf("$.agent.env[%d]", i), fmt.Sprintf("%q is not a variable's name", name), "list names only; values come from your environment"})
 	}
-	for name := range c.Env {
-		rules = append(rules, rule{envNameRE.MatchString(name), "$.env", fmt.Sprintf("%q is not a variable's name", name), ""})
+	for _, name := range slices.Sorted(maps.Keys(c.Env)) {
+		rules = append(rules, rule{vm.ValidVariable(name), "$.env", fmt.Sprintf("%q is not a variable's name", name), ""})
 	}
 	for _, r := range rules {
 		if !r.ok {

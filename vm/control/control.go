@@ -27,6 +27,10 @@ const (
 	SSHSocket = "ssh.sock"
 )
 
+// maxStatus bounds one line of a watch. A guest has a say in the length of
+// reasons and console lines, which its supervisor cuts far shorter.
+const maxStatus = 1 << 20
+
 // ErrGone is returned when nobody answers on the socket.
 var ErrGone = errors.New("the supervisor does not answer")
 
@@ -116,18 +120,24 @@ func (c *Client) Watch(ctx context.Context, each func(instance.Status) bool) err
 	}
 	defer body.Close()
 	lines := bufio.NewScanner(body)
-	lines.Buffer(nil, 1<<20)
+	lines.Buffer(nil, maxStatus)
 	for lines.Scan() {
 		var s instance.Status
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
+			if lines.Err() != nil {
+				break // killed in the middle of a line
+			}
 			return fmt.Errorf("watch the supervisor: %w", err)
 		}
 		if !each(s) {
 			return nil
 		}
 	}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.Is(lines.Err(), bufio.ErrTooLong):
+		return fmt.Errorf("watch the supervisor: %w", lines.Err())
 	}
 	return nil // the supervisor ended; its last word is on disk
 }
@@ -153,7 +163,11 @@ func (c *Client) call(ctx context.Context, method, path string, data []byte) (io
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, vm.Classify(vm.ErrTimeout, fmt.Errorf("ask the supervisor: %w", ctx.Err()))
+			err = fmt.Errorf("ask the supervisor: %w", ctx.Err())
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = vm.Classify(vm.ErrTimeout, err)
+			}
+			return nil, err
 		}
 		var ue *url.Error
 		if errors.As(err, &ue) {

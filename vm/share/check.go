@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/userns"
 )
 
 // enoughFiles lets a guest remember a large source tree: virtiofsd holds a
@@ -20,8 +21,8 @@ const enoughFiles = 65536
 
 // Check looks at all that Start needs of the host. Paths are as for Probe.
 func Check(ctx context.Context, paths ...string) []vm.Finding {
-	findings := []vm.Finding{checkVirtiofsd(ctx, paths)}
-	return append(findings, checkHost("/", os.Geteuid() == 0)...)
+	privileged := os.Geteuid() == 0
+	return []vm.Finding{checkVirtiofsd(ctx, paths), userns.Check("/", privileged), checkFileLimit("/", privileged)}
 }
 
 func checkVirtiofsd(ctx context.Context, paths []string) vm.Finding {
@@ -35,41 +36,7 @@ func checkVirtiofsd(ctx context.Context, paths []string) vm.Finding {
 	return f
 }
 
-// checkHost reads kernel settings below root.
-func checkHost(root string, privileged bool) []vm.Finding {
-	ns := vm.Finding{Name: "user namespaces", Status: vm.FindingOK}
-	for _, s := range []struct {
-		name, bad, detail string
-		unprivileged      bool // concerns only ordinary users
-	}{
-		{"user.max_user_namespaces", "0", "none are allowed", false},
-		{"kernel.unprivileged_userns_clone", "0", "only root may make them", true},
-		{"kernel.apparmor_restrict_unprivileged_userns", "1", "AppArmor takes their capabilities", true},
-	} {
-		if s.unprivileged && privileged {
-			continue
-		}
-		if v, ok := sysctl(root, s.name); ok && v == s.bad {
-			ns.Status, ns.Detail = vm.FindingFail, s.detail+" ("+s.name+"="+v+")"
-			good := "1"
-			switch s.bad {
-			case "1":
-				good = "0"
-			case "0":
-				if !s.unprivileged {
-					good = "10000"
-				}
-			}
-			ns.Fix = "sudo sysctl -w " + s.name + "=" + good
-			break
-		}
-	}
-	if _, err := os.Stat(filepath.Join(root, "proc/self/ns/user")); err != nil {
-		ns.Status, ns.Detail = vm.FindingFail, "the kernel was built without them"
-	}
-	return []vm.Finding{ns, checkFileLimit(root, privileged)}
-}
-
+// checkFileLimit reads kernel settings below root.
 func checkFileLimit(root string, privileged bool) vm.Finding {
 	f := vm.Finding{Name: "open files", Status: vm.FindingOK}
 	var limit unix.Rlimit

@@ -75,6 +75,9 @@ func notWired() error {
 func InitMain() int {
 	// The seccomp filter is the thread's, and so is what it executes.
 	runtime.LockOSThread()
+	// Whoever started us may have a strict one, and virtiofsd inherits it; the
+	// modes of the guest's files are the guest's business.
+	unix.Umask(0)
 	if len(os.Args) > 2 {
 		return initHelper(os.Args[2], os.Args[3:])
 	}

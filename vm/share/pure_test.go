@@ -213,6 +213,16 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+// The supervisor's umask is strict, and must not cut the modes of what the
+// guest makes.
+func TestUmaskIsNotInherited(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o077))
+	out, err := selfCommand(t.Context(), filterArg, "/bin/sh", "-c", "umask").CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "0000" {
+		t.Errorf("umask %q, %v", out, err)
+	}
+}
+
 func TestTail(t *testing.T) {
 	var x tail
 	for range 1000 {
@@ -222,30 +232,5 @@ func TestTail(t *testing.T) {
 	}
 	if s := x.String(); len(s) > tailSize || !strings.HasSuffix(s, "0123456789") {
 		t.Errorf("kept %d bytes", len(s))
-	}
-}
-
-func TestCheckHost(t *testing.T) {
-	for _, c := range []struct {
-		name       string
-		sysctl     map[string]string
-		privileged bool
-		want       vm.FindingStatus
-		fix        string
-	}{
-		{"fine", map[string]string{"user/max_user_namespaces": "1000"}, false, vm.FindingOK, ""},
-		{"none", map[string]string{"user/max_user_namespaces": "0"}, true, vm.FindingFail, "sudo sysctl -w user.max_user_namespaces=10000"},
-		{"old Debian", map[string]string{"kernel/unprivileged_userns_clone": "0"}, false, vm.FindingFail, "sudo sysctl -w kernel.unprivileged_userns_clone=1"},
-		{"old Debian, root", map[string]string{"kernel/unprivileged_userns_clone": "0"}, true, vm.FindingOK, ""},
-		{"Ubuntu", map[string]string{"kernel/apparmor_restrict_unprivileged_userns": "1"}, false, vm.FindingFail, "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},
-	} {
-		root := t.TempDir()
-		write(t, filepath.Join(root, "proc/self/ns/user"), "")
-		for k, v := range c.sysctl {
-			write(t, filepath.Join(root, "proc/sys", k), v+"\n")
-		}
-		if f := checkHost(root, c.privileged)[0]; f.Status != c.want || f.Fix != c.fix {
-			t.Errorf("%s: %+v", c.name, f)
-		}
 	}
 }

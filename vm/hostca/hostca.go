@@ -1,0 +1,151 @@
+// Package hostca finds the certificate authorities that this host trusts.
+// Guests take over those beyond the distribution's, image builds all of them;
+// both look in the same places.
+package hostca
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// variables name files of extra CAs for one program or another. Sources:
+// openssl-env(7), https://nodejs.org/api/cli.html#node_extra_ca_certsfile,
+// https://curl.se/docs/manpage.html, https://requests.readthedocs.io/,
+// https://git-scm.com/docs/git-config (http.sslCAInfo).
+var variables = []string{
+	"SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO",
+}
+
+const (
+	bundleFile = "/etc/ssl/certs/ca-certificates.crt" // what update-ca-certificates(8) makes of all
+	mozillaDir = "/usr/share/ca-certificates/mozilla" // what Debian's ca-certificates ships
+	localDir   = "/usr/local/share/ca-certificates"   // where update-ca-certificates looks for the host's own
+)
+
+// Host is where to look. It changes nothing.
+type Host struct {
+	Root   string // prefix of every path read, those in variables too; "/" for the real host
+	Getenv func(string) string
+}
+
+// Extra returns the certificates that somebody added to the distribution's,
+// each once, and what could not be read.
+func (h Host) Extra() (certs []*x509.Certificate, warnings []error) {
+	seen := map[[sha256.Size]byte]bool{}
+	shipped, _ := h.files(mozillaDir)
+	for _, file := range shipped {
+		known, _ := h.read(file)
+		for _, c := range known {
+			seen[sha256.Sum256(c.Raw)] = true
+		}
+	}
+	files, err := h.files(localDir)
+	if err != nil {
+		warnings = append(warnings, err)
+	}
+	for _, name := range variables {
+		if file := h.Getenv(name); file != "" {
+			files = append(files, file)
+		}
+	}
+	for _, file := range files {
+		found, err := h.read(file)
+		if err != nil {
+			warnings = append(warnings, err)
+		}
+		for _, c := range found {
+			if sum := sha256.Sum256(c.Raw); !seen[sum] {
+				seen[sum] = true
+				certs = append(certs, c)
+			}
+		}
+	}
+	return certs, warnings
+}
+
+// Bundle returns all that the host trusts as PEM: the system's bundle as it
+// is, and what it lacks of Extra.
+func (h Host) Bundle() []byte {
+	bundle, _ := os.ReadFile(h.path(bundleFile)) // none: only what was added
+	has := map[[sha256.Size]byte]bool{}
+	for block, rest := pem.Decode(bundle); block != nil; block, rest = pem.Decode(rest) {
+		has[sha256.Sum256(block.Bytes)] = true
+	}
+	extra, _ := h.Extra() // guests' starts warn of what cannot be read
+	for _, c := range extra {
+		if !has[sha256.Sum256(c.Raw)] {
+			if len(bundle) > 0 && !bytes.HasSuffix(bundle, []byte("\n")) {
+				bundle = append(bundle, '\n')
+			}
+			bundle = append(bundle, PEM(c)...)
+		}
+	}
+	return bundle
+}
+
+// PEM encodes a certificate.
+func PEM(c *x509.Certificate) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+}
+
+// path is where a file lies. A relative one, which only a variable may hold,
+// starts in the current directory, as for the programs that read it.
+func (h Host) path(name string) string {
+	if !filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(h.Root, name)
+}
+
+// files lists the *.crt files below dir, as paths without the root.
+func (h Host) files(dir string) ([]string, error) {
+	var files []string
+	err := filepath.WalkDir(h.path(dir), func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".crt") {
+			files = append(files, dir+strings.TrimPrefix(path, h.path(dir)))
+		}
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return files, err
+}
+
+// read returns every certificate in a PEM file. What does not parse is
+// reported and left out, since a trust store may well hold oddities.
+func (h Host) read(file string) ([]*x509.Certificate, error) {
+	data, err := os.ReadFile(h.path(file))
+	if err != nil {
+		return nil, err
+	}
+	var certs []*x509.Certificate
+	var errs []error
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("certificate in %s: %w", file, err))
+			continue
+		}
+		certs = append(certs, c)
+	}
+	if len(certs) == 0 && len(errs) == 0 {
+		errs = append(errs, fmt.Errorf("no certificate in %s", file))
+	}
+	return certs, errors.Join(errs...)
+}
