@@ -84,15 +84,17 @@ func newHost(t testing.TB) *host {
 		}
 	})
 	if cache := os.Getenv("AGENTVM_TEST_CACHE"); cache != "" {
-		shared := filepath.Join(cache, "agentvm-images")
-		if err := os.MkdirAll(shared, 0o755); err != nil {
-			t.Fatal(err)
-		}
 		if err := os.MkdirAll(filepath.Join(home, "cache"), 0o711); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Symlink(shared, filepath.Join(home, "cache", "images")); err != nil {
-			t.Fatal(err)
+		for _, what := range []string{"images", "templates"} {
+			shared := filepath.Join(cache, "agentvm-"+what)
+			if err := os.MkdirAll(shared, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(shared, filepath.Join(home, "cache", what)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	return h

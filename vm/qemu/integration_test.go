@@ -216,6 +216,7 @@ func TestImmediateExitShowsStderr(t *testing.T) {
 func TestMonitorOfRealQEMU(t *testing.T) {
 	caps := realCaps(t)
 	m := emptyMachine(shortDir(t))
+	m.Ports = 1
 	p := start(t, m, caps)
 	mon := connect(t, p, m)
 	sub, err := mon.Subscribe(t.Context(), qmp.LifecycleEvents...)
@@ -400,6 +401,60 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	for deadline := time.Now().Add(60 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited too long for %s", what)
+		}
+	}
+}
+
+// TestSaveAndRestore moves a machine from one QEMU to another by way of files.
+func TestSaveAndRestore(t *testing.T) {
+	caps := realCaps(t)
+	dir := shortDir(t)
+	m := emptyMachine(dir)
+	m.MemoryFile, m.Line, m.Ports = filepath.Join(dir, "memory"), filepath.Join(dir, "line.sock"), 2
+	if err := os.WriteFile(m.MemoryFile, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(m.MemoryFile, m.Memory); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, m, caps)
+	mon := connect(t, p, m)
+	state, err := Save(t.Context(), mon, filepath.Join(dir, "state.sock"), nil)
+	if err != nil || len(state) == 0 {
+		t.Fatalf("%d bytes, %v", len(state), err)
+	}
+	if s, err := qmp.Status(t.Context(), mon); err != nil || s.Running {
+		t.Errorf("after saving: %+v, %v", s, err)
+	}
+
+	restore := func(m vm.Machine, state []byte) (*qmp.Client, error) {
+		m.Saved = dir
+		p.Kill() // the last one's sockets are these
+		p = start(t, m, caps)
+		mon := connect(t, p, m)
+		return mon, Restore(t.Context(), mon, filepath.Join(dir, "state.sock"), state)
+	}
+	mon, err = restore(m, state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := qmp.Status(t.Context(), mon); err != nil || s.Running {
+		t.Errorf("a restored machine waits: %+v, %v", s, err)
+	}
+	if err := qmp.Cont(t.Context(), mon); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := qmp.Status(t.Context(), mon); err != nil || !s.Running {
+		t.Errorf("status %+v, %v", s, err)
+	}
+
+	for name, harm := range map[string]func() (vm.Machine, []byte){
+		"a state cut short": func() (vm.Machine, []byte) { return m, state[:len(state)/2] },
+		"another machine":   func() (vm.Machine, []byte) { other := m; other.Ports = 1; return other, state },
+		"no state at all":   func() (vm.Machine, []byte) { return m, []byte("nonsense") },
+	} {
+		if _, err := restore(harm()); err == nil {
+			t.Errorf("%s: restored", name)
 		}
 	}
 }
