@@ -110,11 +110,17 @@ func kvmFix() string {
 // key names what a verdict depends on.
 func (p AccelProbe) key() string {
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	owner := vm.Owner{UID: os.Geteuid(), GID: os.Getegid()}
+	// Each of root's machines runs as a user of its own, and all of them are
+	// let in or kept out by the device's mode and group.
+	who := fmt.Sprint(os.Geteuid(), os.Getegid())
 	if p.RunAs != nil {
-		owner = *p.RunAs
+		who = fmt.Sprint("another, with groups ", KVMGroups())
 	}
-	return fmt.Sprintf("%s %s %v", bytes.TrimSpace(boot), p.Caps.Build, owner)
+	mode := "no device"
+	if info, err := os.Stat(kvmDevice); err == nil {
+		mode = info.Mode().String()
+	}
+	return fmt.Sprintf("%s %s %s %s", bytes.TrimSpace(boot), p.Caps.Build, who, mode)
 }
 
 // hostKernel is the running kernel's image, or "" where it is not to be read.

@@ -103,3 +103,16 @@ func TestProbeAccelForReal(t *testing.T) {
 	}
 	t.Logf("%+v", v)
 }
+
+// TestVerdictHoldsForEveryMachine: root's machines run as users of their own,
+// and must not each try a kernel anew.
+func TestVerdictHoldsForEveryMachine(t *testing.T) {
+	key := func(o *vm.Owner) string { return AccelProbe{Caps: Caps{Build: "b"}, RunAs: o}.key() }
+	a, b := key(&vm.Owner{UID: 1000001, GID: 1000001}), key(&vm.Owner{UID: 1000002, GID: 1000002})
+	if a != b {
+		t.Errorf("%s and %s", a, b)
+	}
+	if os.Geteuid() == 0 && key(nil) == a {
+		t.Error("root itself may be let in where others are not")
+	}
+}
