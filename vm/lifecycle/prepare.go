@@ -71,20 +71,22 @@ func makeDisk(ctx context.Context, path string, plan plan, from *template.Templa
 	}
 	src, err := os.Open(filepath.Join(from.Dir, template.DiskFile))
 	if err != nil {
-		return fmt.Errorf("copy the template's disk: %w", err)
+		return fmt.Errorf("%w: %w", errTemplateDisk, err)
 	}
 	defer src.Close()
 	dst, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("copy the template's disk: %w", err)
+		return err
 	}
 	_, err = io.Copy(dst, src) // in the kernel, and without copying where the file system can share
 	if err = errors.Join(err, dst.Close()); err != nil {
 		os.Remove(path)
-		return fmt.Errorf("copy the template's disk: %w", err)
+		return fmt.Errorf("%w: %w", errTemplateDisk, err)
 	}
 	return nil
 }
+
+var errTemplateDisk = errors.New("copy the template's disk")
 
 func writeSeed(inst *instance.Instance, cfg cloudinit.Config) error {
 	seed, err := cloudinit.NewSeed(cfg)

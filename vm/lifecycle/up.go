@@ -131,14 +131,14 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if plan.emulated != "" {
 		report.Note("WARNING: no usable KVM (%s): the guest is emulated, which is slow, and QEMU does not promise isolation for emulated guests", plan.emulated)
 	}
+	from, err := m.templateFor(ctx, plan, opt, report)
+	if err != nil {
+		return Result{}, err
+	}
 	if plan.newDisk {
 		if err := discardDisk(inst); err != nil {
 			return Result{}, err
 		}
-	}
-	from, err := m.templateFor(ctx, plan, opt, report)
-	if err != nil {
-		return Result{}, err
 	}
 	res.Spec, res.Status, err = m.launch(ctx, inst, plan, from, func() { started = true }, report)
 	return res, err
@@ -147,31 +147,36 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 // launch starts the machine: from a template, if there is one, and by booting
 // when that fails.
 func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan, from *template.Template, begun func(), report Report) (instance.Spec, instance.Status, error) {
-	for {
+	if from != nil {
 		spec := plan.spec
-		if from != nil {
-			spec.Machine.Saved, spec.Clone = from.Dir, true
-		}
-		if err := prepare(ctx, inst, spec, plan, from); err != nil {
-			return spec, instance.Status{}, err
-		}
-		if err := inst.WriteSpec(spec); err != nil {
-			return spec, instance.Status{}, err
-		}
-		begun()
-		status, err := m.start(ctx, inst, spec, report)
-		if err == nil || from == nil || !status.RestoreFailed || ctx.Err() != nil {
+		spec.Machine.Saved, spec.Clone = from.Dir, true
+		status, err := m.attempt(ctx, inst, spec, plan, from, begun, report)
+		if err == nil || ctx.Err() != nil || !status.RestoreFailed && !errors.Is(err, errTemplateDisk) {
 			return spec, status, err
 		}
-		report.Note("%q could not go on from template %s, which is deleted: it boots instead (%s)", inst.Name, from.ID, status.Reason)
+		why := cmp.Or(status.Reason, err.Error())
+		report.Note("%q could not go on from template %s, which is deleted: it boots instead (%s)", inst.Name, from.ID, why)
 		if err := m.Templates.Remove(from); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return spec, status, err
 		}
-		from = nil
 		if err := discardDisk(inst); err != nil {
 			return spec, status, err
 		}
 	}
+	status, err := m.attempt(ctx, inst, plan.spec, plan, nil, begun, report)
+	return plan.spec, status, err
+}
+
+// attempt makes the machine's files and starts it.
+func (m *Manager) attempt(ctx context.Context, inst *instance.Instance, spec instance.Spec, plan plan, from *template.Template, begun func(), report Report) (instance.Status, error) {
+	if err := prepare(ctx, inst, spec, plan, from); err != nil {
+		return instance.Status{}, err
+	}
+	if err := inst.WriteSpec(spec); err != nil {
+		return instance.Status{}, err
+	}
+	begun()
+	return m.start(ctx, inst, spec, report)
 }
 
 // discardDisk removes the machine's disk, with all that was done on it.
