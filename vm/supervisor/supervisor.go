@@ -279,6 +279,7 @@ func (e machineEnded) Error() string {
 func (s *Supervisor) live(ctx context.Context) error {
 	look := time.NewTicker(protectionInterval)
 	defer look.Stop()
+	clock := hostClock{began: time.Now()}
 	for {
 		s.mu.Lock()
 		guest := s.guest
@@ -286,6 +287,9 @@ func (s *Supervisor) live(ctx context.Context) error {
 		select {
 		case <-look.C:
 			s.lookAtProtection()
+			if clock.look() && guest != nil {
+				go s.tellTime(ctx, guest)
+			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case lost := <-s.lost:
