@@ -9,6 +9,7 @@ ROOT    := $(filter 0,$(shell id -u))
 PREFIX  ?= $(if $(ROOT),/usr/local,$(HOME)/.local)
 PKG     ?= ./...
 RUN     ?= .
+BENCH   ?= .
 TIMEOUT ?= 35m
 
 # Programs that deps unpacks for the tests, and sbin, which Debian leaves out
@@ -71,8 +72,8 @@ test-user: deps-test ## run all tests as an ordinary user (as root: a throwaway 
 lint: ## vet, staticcheck, formatting, tidiness, known vulnerabilities
 	@.ci/lint
 
-bench: deps build ## measure: start-up phase by phase, exec, idle cost, file sharing
-	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 60m $(PKG)
+bench: deps-test build ## measure: cold and warm starts, exec, idle cost, file sharing, network
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 60m $(PKG)
 
 completion: build ## print bash completion (zsh and fish: agentvm completion)
 	@bin/agentvm completion bash

@@ -85,7 +85,7 @@ func bootStock(b *testing.B, image string, m vm.Machine) stockTimes {
 		{ID: "seed", Path: filepath.Join(dir, "seed.iso"), Format: "raw", Serial: "seed", ReadOnly: true},
 	}
 	m.NICs[0].Socket = filepath.Join(dir, "net.sock")
-	m.Console, m.QMP = filepath.Join(dir, "console.log"), filepath.Join(dir, "qmp.sock")
+	m.Console, m.QMP, m.Line = filepath.Join(dir, "console.log"), filepath.Join(dir, "qmp.sock"), filepath.Join(dir, "line.sock")
 	caps, err := probeQEMU(ctx, dir)
 	if err != nil {
 		b.Fatal(err)
@@ -100,6 +100,13 @@ func bootStock(b *testing.B, image string, m vm.Machine) stockTimes {
 		b.Fatal(err)
 	}
 	defer process.Kill()
+	go func() { // a guest whose QEMU has ended never answers
+		select {
+		case <-process.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	signer, public := parseKey(b, key), parseKey(b, hostKey).PublicKey()
 	client, err := ssh.Connect(ctx, dial, ssh.Config{User: lifecycle.GuestUser, Key: signer, HostKey: public})
 	if err != nil {

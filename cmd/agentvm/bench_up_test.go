@@ -16,22 +16,21 @@ import (
 // is there already: building it is paid once for all projects.
 func BenchmarkColdUp(b *testing.B) {
 	h := newHost(b)
-	const resources = "resources: {memory: 1GiB}\n"
-	first := h.project("cold", "version: 1\nname: cold\n"+resources)
+	first := h.project("cold", "version: 1\nname: cold\n"+benchMachine)
 	h.must(first, "image", "build")
-	h.must(first, "up", "--dry-run") // probes of the host are remembered
+	h.must(first, "up", "--cold", "--dry-run") // probes of the host are remembered
 	image := stockImage(b)
 	round := 0
 	for b.Loop() {
 		round++
 		name := fmt.Sprintf("cold%d", round)
-		dir := h.project(name, "version: 1\nname: "+name+"\n"+resources)
-		up := h.upEvents(dir)
+		dir := h.project(name, "version: 1\nname: "+name+"\n"+benchMachine)
+		up := h.upEvents(dir, "--cold")
 		analyze := strings.TrimSpace(h.guest(dir, "systemd-analyze time 2>&1 | head -1"))
 		machine := h.spec(name).Machine
 		h.must(dir, "down")
 		stock := bootStock(b, image, machine)
-		again := h.upEvents(dir) // the second of two stands for the host's mood
+		again := h.upEvents(dir, "--cold") // the second of two stands for the host's mood
 		h.must(dir, "stop")
 		second := h.must(dir, "start").took
 		h.must(dir, "down")
@@ -74,9 +73,12 @@ var phaseNames = map[string]string{
 
 // started is what `up` says about a start.
 type started struct {
-	Status view `json:"status"`
-	took   time.Duration
-	before time.Duration // until the first phase
+	Status   view `json:"status"`
+	Restored bool `json:"restored"`
+	begun    time.Time
+	took     time.Duration
+	before   time.Duration // until the first phase
+	said     string
 }
 
 // since is the time from the begin of one phase to the end of another.
@@ -94,11 +96,11 @@ func (s started) since(first, last string) (d time.Duration) {
 	return d
 }
 
-func (h *host) upEvents(dir string) started {
+func (h *host) upEvents(dir string, flags ...string) started {
 	h.t.Helper()
 	begun := time.Now()
-	o := h.must(dir, "up", "--json")
-	s := started{took: o.took}
+	o := h.must(dir, append([]string{"up", "--json"}, flags...)...)
+	s := started{begun: begun, took: o.took, said: o.stderr}
 	lines := bytes.Split(bytes.TrimSpace([]byte(o.stdout)), []byte("\n"))
 	if err := json.Unmarshal(lines[len(lines)-1], &s); err != nil || len(s.Status.Phases) == 0 {
 		h.t.Fatalf("up --json: %v in %s", err, o.stdout)
