@@ -137,7 +137,10 @@ func (m *Manager) templateKey(ctx context.Context, plan plan, cfg cloudinit.Conf
 		return "", err
 	}
 	text, err := json.Marshal(map[string]any{
-		"format": []int{template.Format, saved.Format}, "hardware": hardware, "image": plan.image.ID, "disk": plan.spec.Disk,
+		"format": []int{template.Format, saved.Format}, "hardware": hardware,
+		// The files' digests too: an image that was built anew has another disk
+		// under the same id, and the template's memory remembers the old one.
+		"image": plan.image.ID, "files": plan.image.Manifest.Files, "disk": plan.spec.Disk,
 		"seed": files.InstanceID, "rest": template.RestScript, "user": plan.spec.Guest.User,
 	})
 	if err != nil {
