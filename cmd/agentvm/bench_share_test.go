@@ -43,37 +43,63 @@ const dropCaches = "sync; echo 3 | sudo -n tee /proc/sys/vm/drop_caches >/dev/nu
 // same directory on the host. The host's Python is not emulated and the guest's
 // may be: that part of a ratio is the same for the disk and for the workspace.
 func BenchmarkShare(b *testing.B) {
-	testenv.Require(b, "git", "python3")
+	testenv.Require(b, "python3")
 	h := newHost(b)
 	dir := h.machine("share", "resources: {memory: 2GiB}\n")
+	for b.Loop() {
+		args := func(at, drop string) []string {
+			return []string{"python3", "-", at, "", fmt.Sprint(smallFiles), fmt.Sprint(largeMiB), drop}
+		}
+		c := comparison{
+			host:      h.files(b, exec.Command("python3", args(".", "true")[1:]...), dir),
+			disk:      h.files(b, h.command(dir, append([]string{"exec", "--"}, args("/home/agent", dropCaches)...)...), dir),
+			workspace: h.files(b, h.command(dir, append([]string{"exec", "--"}, args(".", dropCaches)...)...), dir),
+		}
+		c.print(b, fmt.Sprintf("%d files of 100 bytes, %d MiB; host at load %s", smallFiles, largeMiB, load()),
+			"create", "stat, caches empty", "stat again", "read", "delete", "write large", "read large")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkRepository does the same with git status in a large clone.
+func BenchmarkRepository(b *testing.B) {
+	testenv.Require(b, "git", "python3")
+	h := newHost(b)
+	dir := h.machine("repo", "resources: {memory: 2GiB}\n")
 	size := repositorySize(b)
 	makeRepository(b, dir, size)
 	for b.Loop() {
 		clone := func(to string) string { return "git clone -q repo.git " + to }
+		args := func(repository, drop string) []string {
+			return []string{"python3", "-", ".", repository, "0", "0", drop}
+		}
 		h.shell(dir, clone("on-host"))
-		host := h.files(b, exec.Command("python3", "-", ".", "on-host", fmt.Sprint(smallFiles), fmt.Sprint(largeMiB), "true"), dir)
-		h.shell(dir, clone("shared"))
-		guest := func(at, repository string) map[string]time.Duration {
-			return h.files(b, h.command(dir, "exec", "--", "python3", "-", at, repository, fmt.Sprint(smallFiles), fmt.Sprint(largeMiB), dropCaches), dir)
-		}
-		workspace := guest(".", "shared")
+		h.shell(dir, clone("shared")) // each has an index of its own, which git status writes
 		h.guest(dir, clone("/home/agent/own"))
-		disk := guest("/home/agent", "/home/agent/own")
-
-		t := newTable(fmt.Sprintf("%d files of 100 bytes, %d MiB, a repository of %d files; host at load %s", smallFiles, largeMiB, size, load()),
-			"", "host", "guest's disk", "workspace", "workspace / disk", "workspace / host")
-		for _, step := range []string{
-			"create", "stat, caches empty", "stat again", "read", "delete", "write large", "read large",
-			"git status, first", "git status, caches empty", "git status again",
-		} {
-			t.add(step, host[step], disk[step], workspace[step], ratio(workspace[step], disk[step]), ratio(workspace[step], host[step]))
-			b.ReportMetric(ratio(workspace[step], disk[step]), strings.NewReplacer(", ", "-", " ", "-").Replace(step)+"-x-disk")
+		c := comparison{
+			host:      h.files(b, exec.Command("python3", args("on-host", "true")[1:]...), dir),
+			disk:      h.files(b, h.command(dir, append([]string{"exec", "--"}, args("/home/agent/own", dropCaches)...)...), dir),
+			workspace: h.files(b, h.command(dir, append([]string{"exec", "--"}, args("shared", dropCaches)...)...), dir),
 		}
-		t.print()
+		c.print(b, fmt.Sprintf("A repository of %d files; host at load %s", size, load()),
+			"git status, first", "git status, caches empty", "git status again")
 		h.shell(dir, "rm -rf on-host shared")
 		h.guest(dir, "rm -rf ~/own")
 	}
 	b.ReportMetric(0, "ns/op")
+}
+
+// comparison has the times of each step in three places.
+type comparison struct{ host, disk, workspace map[string]time.Duration }
+
+func (c comparison) print(b *testing.B, title string, steps ...string) {
+	t := newTable(title, "", "host", "guest's disk", "workspace", "workspace / disk", "workspace / host")
+	for _, step := range steps {
+		host, disk, workspace := c.host[step], c.disk[step], c.workspace[step]
+		t.add(step, host, disk, workspace, ratio(workspace, disk), ratio(workspace, host))
+		b.ReportMetric(ratio(workspace, disk), strings.NewReplacer(", ", "-", " ", "-").Replace(step)+"-x-disk")
+	}
+	t.print()
 }
 
 // files runs the script and reads what it says.
