@@ -51,7 +51,7 @@ type cloneShare struct {
 // digits.
 //
 // The program says "login" when the guest's own sshd listens, which is before
-// the shares are mounted. The guest's next boot, from cfg's own seed, does the
+// the shares are mounted, and after "warning: " what could not be had. The guest's next boot, from cfg's own seed, does the
 // same work once more.
 func CloneProgram(cfg Config, machineID string) (string, error) {
 	if cfg.Partitioned || len(cfg.Files) > 0 || len(cfg.RunCmd) > 0 {

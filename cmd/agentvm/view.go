@@ -31,6 +31,7 @@ type view struct {
 	CPUs      int               `json:"cpus,omitempty"`
 	Memory    int64             `json:"memory,omitempty"`
 	Accel     string            `json:"accel,omitempty"`
+	Restored  bool              `json:"restored,omitempty"` // this run went on from a template
 	Shares    []instance.Share  `json:"shares,omitempty"`
 	Network   *instance.Network `json:"network,omitempty"`
 	Warnings  []string          `json:"warnings,omitempty"`
@@ -46,7 +47,7 @@ func viewOf(spec instance.Spec, s instance.Status) view {
 		Name: spec.Name, State: s.State, Reason: s.Reason, Since: s.Since, Workspace: spec.Workspace, Mount: spec.Guest.Directory,
 		Agent: spec.Agent, Image: spec.Image, ImageID: spec.ImageID, CPUs: spec.Machine.CPUs, Memory: spec.Machine.Memory,
 		Accel: string(spec.Machine.Accel), Shares: spec.Shares, Network: &spec.Network, Warnings: s.Warnings, Phases: s.Phases,
-		Console: s.Console, Created: spec.Created,
+		Console: s.Console, Created: spec.Created, Restored: s.Restored,
 	}
 	if s.State.Live() {
 		v.Processes = map[string]int{"supervisor": s.Supervisor.PID}
@@ -159,6 +160,9 @@ func (a *app) showStatus(v view) error {
 		row("agent", "%s", v.Agent)
 		row("image", "%s (%s)", v.Image, v.ImageID)
 		row("machine", "%d CPUs, %s memory, %s", v.CPUs, units.BytesSize(float64(v.Memory)), v.Accel)
+		if v.Restored {
+			row("started", "from a template")
+		}
 		for _, s := range v.Shares {
 			access := "read-write"
 			if s.ReadOnly {

@@ -81,12 +81,13 @@ func makeDisk(ctx context.Context, path string, plan plan, from *template.Templa
 	_, err = io.Copy(dst, src) // in the kernel, and without copying where the file system can share
 	if err = errors.Join(err, dst.Close()); err != nil {
 		os.Remove(path)
-		return fmt.Errorf("%w: %w", errTemplateDisk, err)
+		return fmt.Errorf("copy the template's disk: %w", err) // a full disk, say: no fault of the template's
 	}
 	return nil
 }
 
-var errTemplateDisk = errors.New("copy the template's disk")
+// errTemplateDisk is a template without its disk.
+var errTemplateDisk = errors.New("the template's disk cannot be read")
 
 func writeSeed(inst *instance.Instance, cfg cloudinit.Config) error {
 	seed, err := cloudinit.NewSeed(cfg)

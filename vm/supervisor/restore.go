@@ -38,7 +38,7 @@ func (s *Supervisor) restore(ctx context.Context) error {
 	}
 	bounded, cancel := context.WithTimeoutCause(ctx, limit, errRestoreSlow)
 	defer cancel()
-	guest, err := s.goOn(bounded, ctx)
+	guest, warnings, err := s.goOn(bounded, ctx)
 	if err != nil {
 		// What ended the wait says more than its symptom. A machine that ends
 		// now is no shutdown: nobody has worked in it.
@@ -49,25 +49,25 @@ func (s *Supervisor) restore(ctx context.Context) error {
 		return err
 	}
 	s.change(func(st *instance.Status) { st.Restored = true })
-	return s.ready(ctx, guest, nil, true)
+	return s.ready(ctx, guest, warnings, true)
 }
 
 // goOn restores the machine and logs in. life is the context of the whole life.
-func (s *Supervisor) goOn(ctx, life context.Context) (Guest, error) {
+func (s *Supervisor) goOn(ctx, life context.Context) (Guest, []string, error) {
 	if err := s.startNetwork(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var parts errgroup.Group
 	parts.Go(func() error { return s.startShares(ctx) })
 	parts.Go(func() error { return failedRestore(s.startMachine(ctx)) })
 	if err := parts.Wait(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s.watchMachine(life)
 	s.watchShares(life)
 	s.to(instance.Booting, "restoring")
-	guest, err := s.wake(ctx)
-	return guest, failedRestore(err)
+	guest, warnings, err := s.wake(ctx)
+	return guest, warnings, failedRestore(err)
 }
 
 func failedRestore(err error) error {
@@ -78,25 +78,25 @@ func failedRestore(err error) error {
 }
 
 // wake lets the restored guest run and makes it the machine that it is to be.
-func (s *Supervisor) wake(ctx context.Context) (Guest, error) {
+func (s *Supervisor) wake(ctx context.Context) (Guest, []string, error) {
 	program, err := os.ReadFile(s.inst.Path(instance.CloneFile))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	began := time.Now()
 	for i, sh := range s.spec.Machine.Shares {
 		if err := s.machine.Plug(ctx, i, sh); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	// The guest waits at its end of the line, and must not see it unplugged.
 	l, err := s.parts.Line(ctx, s.spec.Machine)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer l.Close()
 	if err := s.machine.Resume(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s.trace("resume", began)
 	return s.become(ctx, l, string(program))
@@ -104,13 +104,14 @@ func (s *Supervisor) wake(ctx context.Context) (Guest, error) {
 
 // become makes the guest the machine that it is to be. The login, which takes
 // the longest, begins as soon as the guest's own sshd is there.
-func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest, error) {
+func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest, []string, error) {
 	began := time.Now()
 	login := make(chan struct{})
 	var parts errgroup.Group
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var guest Guest
+	var warnings []string
 	parts.Go(func() (err error) {
 		select {
 		case <-login:
@@ -129,16 +130,20 @@ func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest,
 	err := l.Run(ctx, program, func(text string) {
 		if text == "login" {
 			open()
-		} else {
-			s.log.Info("clone", "guest", text)
+			return
+		}
+		s.log.Info("clone", "guest", text)
+		if w, ok := strings.CutPrefix(text, "warning: "); ok && len(warnings) < maxWarnings {
+			warnings = append(warnings, w)
 		}
 	})
-	if err == nil {
-		s.trace("clone", began)
-	} else {
+	if err != nil {
 		cancel()
+		_ = parts.Wait() // it ends because of err, which says more
+		return nil, nil, err
 	}
-	return guest, errors.Join(err, parts.Wait())
+	s.trace("clone", began)
+	return guest, warnings, parts.Wait()
 }
 
 // errSaved is the cause of a life that ended as a template.

@@ -53,6 +53,21 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestRestoreWarns: a share that the guest cannot mount is lost comfort, as in a
+// boot, and no fault of the template's.
+func TestRestoreWarns(t *testing.T) {
+	w := newWorld()
+	w.line.run = func(_ context.Context, _ string, each func(string)) error {
+		each("login")
+		each("warning: not mounted: /etc/passwd/x: Not a directory")
+		return nil
+	}
+	l := begin(t, w, clone(t))
+	if s := l.until(instance.Degraded); !s.Restored || s.RestoreFailed || s.Reason != "not mounted: /etc/passwd/x: Not a directory" {
+		t.Errorf("status %+v", s)
+	}
+}
+
 // TestRestoreFails: whoever asked can tell that booting may still succeed, and
 // nothing is left of the attempt.
 func TestRestoreFails(t *testing.T) {
@@ -76,7 +91,7 @@ func TestRestoreFails(t *testing.T) {
 			tt.harm(w)
 			l := begin(t, w, clone(t))
 			s := l.until(instance.Failed)
-			if !strings.Contains(s.Reason, tt.reason) || s.RestoreFailed != tt.restore {
+			if !strings.Contains(s.Reason, tt.reason) || strings.Contains(s.Reason, "log in") || s.RestoreFailed != tt.restore {
 				t.Errorf("status %+v", s)
 			}
 		})

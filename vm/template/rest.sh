@@ -17,6 +17,9 @@ udevadm settle
 modprobe -q virtio_balloon || :
 umount /var/lib/cloud/seed/nocloud
 rm -rf /var/lib/cloud/instance /var/lib/cloud/instances/* /var/lib/cloud/data/* /run/cloud-init/instance-data*.json
+# Whoever logs in again waits for it, and it was a link to what is gone now.
+rm -f /run/cloud-init/result.json
+echo '{"v1": {"datasource": null, "errors": []}}' >/run/cloud-init/result.json
 install -d -m 700 -o "$user" -g "$user" "$home"/.ssh
 install -m 600 -o "$user" -g "$user" /dev/null "$home"/.ssh/authorized_keys
 sync
