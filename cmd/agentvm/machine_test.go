@@ -608,7 +608,8 @@ func httpService(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// TestInterruptedUp presses Ctrl-C at many moments of the same `up`.
+// TestInterruptedUp presses Ctrl-C at many moments of the same `up`, which boots:
+// TestTemplateKilled does the same to templates.
 func TestInterruptedUp(t *testing.T) {
 	h := newHost(t)
 	dir := h.project("p", "version: 1\nresources: {memory: 512MiB}\n")
@@ -616,7 +617,7 @@ func TestInterruptedUp(t *testing.T) {
 	for _, after := range []time.Duration{0, 20, 60, 120, 250, 500, 1000, 2500, 6000} {
 		after *= time.Millisecond
 		t.Run(after.String(), func(t *testing.T) {
-			cmd := h.command(dir, "up")
+			cmd := h.command(dir, "up", "--cold")
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
 			if err := cmd.Start(); err != nil {
@@ -642,8 +643,8 @@ func TestInterruptedUp(t *testing.T) {
 	}
 }
 
-// TestKilledWhileStarting kills -9 the supervisor, QEMU and virtiofsd at
-// moments of a start; each time the next command knows what happened.
+// TestKilledWhileStarting kills -9 the supervisor, QEMU and virtiofsd while the
+// guest boots; each time the next command knows what happened.
 func TestKilledWhileStarting(t *testing.T) {
 	h := newHost(t)
 	dir := h.project("p", "version: 1\nname: victim\nresources: {memory: 512MiB}\n")
@@ -654,7 +655,7 @@ func TestKilledWhileStarting(t *testing.T) {
 		{"virtiofsd-workspace", "share at /workspace is lost"},
 	} {
 		t.Run(tt.process, func(t *testing.T) {
-			cmd := h.command(dir, "up")
+			cmd := h.command(dir, "up", "--cold")
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
 			if err := cmd.Start(); err != nil {
@@ -756,7 +757,7 @@ func TestFullDisk(t *testing.T) {
 	if err := syscall.Mount("tmpfs", state, "tmpfs", 0, "size=16m,mode=711"); err != nil {
 		testenv.Unavailable(t, "needs a small file system: %v", err)
 	}
-	o := h.runIn(dir, "", "up")
+	o := h.runIn(dir, "", "up", "--cold")
 	if err := syscall.Unmount(state, 0); err != nil {
 		t.Fatal(err)
 	}
