@@ -85,7 +85,7 @@ func CloneProgram(cfg Config, machineID string) (string, error) {
 		c.Home = shellWords(words[slices.Index(words, "sh"):])
 	}
 	for _, m := range cfg.Mounts {
-		c.Shares = append(c.Shares, cloneShare{m.Tag, m.Target, m.ReadOnly})
+		c.Shares = append(c.Shares, cloneShare(m))
 	}
 	data, err := json.Marshal(c)
 	if err != nil {
