@@ -62,5 +62,8 @@ while not os.path.exists("/run/sshd.pid") or not os.path.getsize("/run/sshd.pid"
     time.sleep(0.005)
 say("login")
 mounting.join()
+# What the journal has is the template's, under its boot and its machine's ids.
+shutil.rmtree("/run/log/journal", ignore_errors=True)
+subprocess.Popen(["systemctl", "restart", "--no-block", "systemd-journald"])
 for text in lost:
     say("warning: " + " ".join(text.split()))

@@ -53,8 +53,12 @@ func Open(dir string, options ...Option) (*Cache, error) {
 	if err := os.MkdirAll(abs, mode); err != nil {
 		return nil, fmt.Errorf("open image cache: %w", err)
 	}
+	// Overlays record where their image lies; a link on the way there may go.
+	if c.dir, err = filepath.EvalSymlinks(abs); err != nil {
+		return nil, fmt.Errorf("open image cache: %w", err)
+	}
 	for _, sub := range []string{"images", "build", "locks"} {
-		if err := os.MkdirAll(filepath.Join(abs, sub), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(c.dir, sub), 0o755); err != nil {
 			return nil, fmt.Errorf("open image cache: %w", err)
 		}
 	}

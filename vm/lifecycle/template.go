@@ -89,12 +89,12 @@ func (m *Manager) BuildTemplate(ctx context.Context, p Project, opt UpOptions, r
 	if err != nil {
 		return nil, err
 	}
-	if err := m.Store.Dirs.Reachable(); err != nil {
-		return nil, err
-	}
 	nobody := m.Store.Open(m.Templates.Workshop("environment-"))
 	plan, err := m.plan(ctx, p, ws, nobody, instance.Spec{}, opt, report)
 	if err != nil {
+		return nil, err
+	}
+	if err := m.Store.Dirs.Reachable(); err != nil {
 		return nil, err
 	}
 	if plan.image.Kernel() == "" {

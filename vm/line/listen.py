@@ -12,6 +12,7 @@ import fcntl
 import glob
 import io
 import os
+import shutil
 import socket
 import struct
 import subprocess

@@ -13,12 +13,18 @@ import (
 
 // Fingerprint names everything of m that its guest can observe, and the QEMU
 // that runs it: two machines with one fingerprint can go on from each other's
-// state. Where things lie on the host, and what is in the disks, is not part of
-// it; nor are the name, the UUID and the shares, which a restored machine gets
+// state. Where things lie on the host, and what is in the kernel's files and the
+// disks, is not part of it; nor are the name, the UUID and the shares, which a restored machine gets
 // anew.
 func Fingerprint(m vm.Machine, caps Caps) (string, error) {
 	m.Name, m.UUID, m.Shares, m.RunAs, m.Saved, m.PIDFile = "machine", "", nil, nil, "", ""
 	m.MemoryFile, m.QMP, m.Line, m.Console = "/memory", "/qmp", "/line", "/console"
+	if m.Boot.Kernel != "" {
+		m.Boot.Kernel = "/kernel"
+	}
+	if m.Boot.Initrd != "" {
+		m.Boot.Initrd = "/initrd"
+	}
 	disks, nics := m.Disks, m.NICs
 	m.Disks, m.NICs = nil, nil
 	for _, d := range disks {

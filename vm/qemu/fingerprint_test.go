@@ -26,6 +26,7 @@ func TestFingerprint(t *testing.T) {
 		"shares": func(m *vm.Machine, _ *Caps) { m.Shares = nil },
 		"paths": func(m *vm.Machine, _ *Caps) {
 			m.Console, m.QMP, m.Line, m.Disks[0].Path, m.NICs[0].Socket = "/a", "/b", "/c", "/d", "/e"
+			m.Boot.Kernel, m.Boot.Initrd = "/f", "/g"
 		},
 		"user":  func(m *vm.Machine, _ *Caps) { m.RunAs = &vm.Owner{UID: 7} },
 		"start": func(m *vm.Machine, _ *Caps) { m.Saved = "/t" },
@@ -39,7 +40,7 @@ func TestFingerprint(t *testing.T) {
 		"CPU model": func(m *vm.Machine, _ *Caps) { m.CPUModel = "EPYC" },
 		"memory":    func(m *vm.Machine, _ *Caps) { m.Memory *= 2 },
 		"accel":     func(m *vm.Machine, _ *Caps) { m.Accel = vm.AccelKVM },
-		"kernel":    func(m *vm.Machine, _ *Caps) { m.Boot.Kernel = "/other" },
+		"initrd":    func(m *vm.Machine, _ *Caps) { m.Boot.Initrd = "" },
 		"cmdline":   func(m *vm.Machine, _ *Caps) { m.Boot.Cmdline += " quiet" },
 		"disks":     func(m *vm.Machine, _ *Caps) { m.Disks = m.Disks[:1] },
 		"serial":    func(m *vm.Machine, _ *Caps) { m.Disks[0].Serial = "x" },

@@ -67,6 +67,9 @@ func (s *Supervisor) goOn(ctx, life context.Context) (Guest, []string, error) {
 	s.watchShares(life)
 	s.to(instance.Booting, "restoring")
 	guest, warnings, err := s.wake(ctx)
+	if err != nil {
+		err = s.orEnd(err)
+	}
 	return guest, warnings, failedRestore(err)
 }
 
@@ -146,6 +149,20 @@ func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest,
 	return guest, warnings, parts.Wait()
 }
 
+// dying is how long a machine may take to be seen to end after its sockets.
+const dying = 300 * time.Millisecond
+
+// orEnd prefers the machine's end, should it have ended, to err, which came of
+// talking to it.
+func (s *Supervisor) orEnd(err error) error {
+	select {
+	case <-s.machine.Done():
+		return errors.New(machineEnded{s.machine.Err()}.Error())
+	case <-time.After(dying):
+		return err
+	}
+}
+
 // errSaved is the cause of a life that ended as a template.
 var errSaved = errors.New("saved")
 
@@ -168,13 +185,13 @@ func (s *Supervisor) makeTemplate(ctx context.Context) error {
 	defer l.Close()
 	began := time.Now()
 	if err := l.Ready(bounded); err != nil {
-		return s.bootError(bounded, "wait for the guest", err)
+		return s.bootError(bounded, "wait for the guest", s.orEnd(err))
 	}
 	s.trace("boot", began)
 	began = time.Now()
 	script := fmt.Sprintf("user=%s home=%s\n%s", shellQuote(s.spec.Guest.User), shellQuote(s.spec.Guest.Home), template.RestScript)
 	if err := l.Run(bounded, line.Shell(script), func(text string) { s.log.Info("template", "guest", strings.TrimSpace(text)) }); err != nil {
-		return s.bootError(bounded, "bring the guest to rest", err)
+		return s.bootError(bounded, "bring the guest to rest", s.orEnd(err))
 	}
 	s.trace("rest", began)
 	began = time.Now()

@@ -16,7 +16,8 @@ until [ -z "$(systemctl list-jobs --no-legend)" ]; do sleep 0.2; done
 udevadm settle
 modprobe -q virtio_balloon || :
 umount /var/lib/cloud/seed/nocloud
-rm -rf /var/lib/cloud/instance /var/lib/cloud/instances/* /var/lib/cloud/data/* /run/cloud-init/instance-data*.json
+rm -rf /var/lib/cloud/instance /var/lib/cloud/instances/* /var/lib/cloud/data/* /run/cloud-init/instance-data*.json \
+	/run/cloud-init/combined-cloud-config.json /run/cloud-init/.instance-id
 # Whoever logs in again waits for it, and it was a link to what is gone now.
 rm -f /run/cloud-init/result.json
 echo '{"v1": {"datasource": null, "errors": []}}' >/run/cloud-init/result.json
