@@ -12,6 +12,10 @@ type Git struct {
 	// SafeDirectories are worktrees that Git may use although another user
 	// owns them, as root does when it looks at the agent's workspace.
 	SafeDirectories []string
+	// SharedWorktrees says that worktrees are shared with a host on which their
+	// files belong to other ids. What the index remembers of those must then not
+	// make Git read every file again, at each turn from one side to the other.
+	SharedWorktrees bool
 }
 
 // file renders the identity as the guest's /etc/gitconfig, so that every
@@ -38,6 +42,9 @@ func (g Git) file() ([]File, error) {
 	}
 	for _, d := range g.SafeDirectories {
 		fmt.Fprintf(&b, "\tdirectory = %s\n", gitQuote(d))
+	}
+	if g.SharedWorktrees {
+		b.WriteString("[core]\n\tcheckStat = minimal\n\ttrustctime = false\n")
 	}
 	if b.Len() == 0 {
 		return nil, nil

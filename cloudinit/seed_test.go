@@ -40,7 +40,7 @@ func fullConfig(t testing.TB) Config {
 		Timezone:       "Europe/Berlin",
 		Locale:         "C.UTF-8",
 		CAs:            []string{fixture(t, "ca.pem")},
-		Git:            Git{Name: `Ada "the first" Lovelace`, Email: "ada@example.org", SafeDirectories: []string{"/workspace"}},
+		Git:            Git{Name: `Ada "the first" Lovelace`, Email: "ada@example.org", SafeDirectories: []string{"/workspace"}, SharedWorktrees: true},
 		Mounts: []ShareMount{
 			{Tag: "workspace", Target: "/workspace"},
 			{Tag: "share1", Target: "/home/agent/.config/pi", ReadOnly: true},

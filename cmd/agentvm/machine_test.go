@@ -43,6 +43,7 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	built = dir
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
@@ -54,6 +55,8 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 	}
 	return program, nil
 })
+
+var built string // buildOnce's directory, for TestMain to remove
 
 // newHost makes a home that the unprivileged users of root's machines can
 // reach, and whose path is short enough for sockets.

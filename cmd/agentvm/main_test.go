@@ -15,9 +15,17 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
+	testscript.Main(tests{m}, map[string]func(){
 		"agentvm": func() { os.Exit(Main(append([]string{"agentvm"}, os.Args[1:]...))) },
 	})
+}
+
+// tests clears up after all of them.
+type tests struct{ *testing.M }
+
+func (t tests) Run() int {
+	defer os.RemoveAll(built)
+	return t.M.Run()
 }
 
 // TestScripts runs the command line without a machine.

@@ -254,6 +254,7 @@ func TestTemplate(t *testing.T) {
 			"systemctl is-system-running":                                             "running\n",
 			"sudo grep -rlsI -e '[P]RIVATE KEY' /etc /home /root /run /tmp /var || :": "/etc/ssh/ssh_host_ed25519_key\n",
 			"sudo journalctl --boot --quiet --lines=1 --output=cat 2>&1 | wc -l":      "1\n",
+			"git config core.checkStat":                                               "minimal\n",
 			"git config user.email":                                                   "ada@example.org\n",
 		} {
 			if got := h.guest(dirs["ada"], script); got != want {

@@ -347,6 +347,7 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 		spec.BootTimeout = opt.BootTimeout
 	}
 	git := facts.Git
+	git.SharedWorktrees = true
 	git.Name = cmp.Or(p.Config.Git.Name, git.Name)
 	git.Email = cmp.Or(p.Config.Git.Email, git.Email)
 	pl := plan{spec: spec, image: in.Image, host: in.Host, facts: facts, git: git}
