@@ -12,9 +12,14 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/share"
 )
 
 func TestMain(m *testing.M) {
+	// What the scripts run starts this very program to look at virtiofsd.
+	if len(os.Args) > 1 && os.Args[1] == share.InitArg {
+		os.Exit(share.InitMain())
+	}
 	testscript.Main(tests{m}, map[string]func(){
 		"agentvm": func() { os.Exit(Main(append([]string{"agentvm"}, os.Args[1:]...))) },
 	})
