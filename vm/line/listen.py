@@ -25,10 +25,14 @@ RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 
 
 def port():
-    for name in glob.glob("/sys/class/virtio-ports/*/name"):
-        with open(name) as f:
-            if f.read().strip() == "org.agentvm.line":
-                return "/dev/" + name.split("/")[-2]
+    # Debian 12 has the driver as a module, which nobody else asks for.
+    subprocess.run(["modprobe", "-q", "virtio_console"])
+    for attempt in range(200):
+        for name in glob.glob("/sys/class/virtio-ports/*/name"):
+            with open(name) as f:
+                if f.read().strip() == "org.agentvm.line":
+                    return "/dev/" + name.split("/")[-2]
+        time.sleep(0.1)
     raise SystemExit("no serial line")
 
 
