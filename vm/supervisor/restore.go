@@ -40,13 +40,16 @@ func (s *Supervisor) restore(ctx context.Context) error {
 	defer cancel()
 	guest, warnings, err := s.goOn(bounded, ctx)
 	if err != nil {
-		// What ended the wait says more than its symptom. A machine that ends
-		// now is no shutdown: nobody has worked in it.
+		// What ended the wait says more than its symptom.
 		cause := context.Cause(bounded)
-		if cause != nil && (ctx.Err() == nil || errors.As(cause, new(machineEnded))) {
-			err = fmt.Errorf("%w: %v", errRestore, cause)
+		switch {
+		case cause == nil:
+			return err
+		case ctx.Err() != nil && !errors.As(cause, new(machineEnded)):
+			return cause // somebody asked for the end: no failure, and no reason to boot instead
 		}
-		return err
+		// A machine that ends now is no shutdown: nobody has worked in it.
+		return fmt.Errorf("%w: %v", errRestore, cause)
 	}
 	s.change(func(st *instance.Status) { st.Restored = true })
 	return s.ready(ctx, guest, warnings, true)

@@ -98,6 +98,27 @@ func TestRestoreFails(t *testing.T) {
 	}
 }
 
+// TestStopWhileRestoring: an end that was asked for is no failure of the
+// template's, whatever came of it on the way.
+func TestStopWhileRestoring(t *testing.T) {
+	w := newWorld()
+	w.line.run = func(ctx context.Context, _ string, _ func(string)) error {
+		<-ctx.Done()
+		return errors.New("read: use of closed connection")
+	}
+	l := begin(t, w, clone(t))
+	l.until(instance.Booting)
+	if err := l.client.Stop(context.Background(), 0, "changed my mind"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.end(); err != nil {
+		t.Error(err)
+	}
+	if s := l.until(instance.Stopped); s.Reason != "changed my mind" || s.RestoreFailed {
+		t.Errorf("status %+v", s)
+	}
+}
+
 func stuck(ctx context.Context, _ string, _ func(string)) error {
 	<-ctx.Done()
 	return context.Cause(ctx)
