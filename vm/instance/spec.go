@@ -12,8 +12,8 @@ const Format = 1
 
 // Files of an instance directory that its maker and its supervisor share.
 const (
-	CloneFile = "clone.py"
-	SavedDir  = "saved"
+	CloneFile = "clone.py" // makes a guest that goes on from Machine.Saved this machine
+	SavedDir  = "saved"    // what a template's machine is saved in
 )
 
 // Spec is everything that a supervisor needs to run one instance. It is
@@ -40,9 +40,6 @@ type Spec struct {
 	// Template marks a machine that is booted only to be saved, in SavedDir
 	// of its directory, for others to go on from.
 	Template bool `json:"template,omitempty"`
-	// Clone says that the machine, whose Machine.Saved is a template, has to be
-	// made itself by the program in CloneFile before anybody works in it.
-	Clone bool `json:"clone,omitempty"`
 
 	Machine vm.Machine `json:"machine"`
 	Shares  []Share    `json:"shares"`

@@ -100,7 +100,7 @@ func writeSeed(inst *instance.Instance, cfg cloudinit.Config) error {
 // writeCloneProgram writes what makes a guest that was restored from a template
 // this machine; it holds the host key.
 func writeCloneProgram(inst *instance.Instance, spec instance.Spec, cfg cloudinit.Config) error {
-	if !spec.Clone {
+	if spec.Machine.Saved == "" {
 		return nil
 	}
 	program, err := cloudinit.CloneProgram(cfg, strings.ReplaceAll(spec.ID, "-", ""))

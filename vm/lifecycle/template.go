@@ -73,13 +73,21 @@ func (m *Manager) ensureTemplate(ctx context.Context, plan plan, report Report) 
 	if err != nil {
 		return nil, err
 	}
-	err = m.SweepTemplates(ctx)
-	removed, pruneErr := m.Templates.Prune(t)
-	err = errors.Join(err, pruneErr)
+	m.tidyTemplates(ctx, t, report)
+	return t, nil
+}
+
+// tidyTemplates keeps the store within its bound. What it cannot delete is no
+// reason to do without the template that has just been made.
+func (m *Manager) tidyTemplates(ctx context.Context, made *template.Template, report Report) {
+	err := m.SweepTemplates(ctx)
+	removed, pruneErr := m.Templates.Prune(made)
 	for _, r := range removed {
 		report.Note("deleted template %s (%s), the least recently used, to make room", r.ID, r.Name)
 	}
-	return t, err
+	if err = errors.Join(err, pruneErr); err != nil {
+		report.Note("old templates could not be deleted: %v", err)
+	}
 }
 
 // BuildTemplate finds or makes the template for a project's environment, and
@@ -169,7 +177,6 @@ func (m *Manager) makeTemplate(ctx context.Context, key string, plan plan, cfg c
 			return nil, fmt.Errorf("make template: %w", err)
 		}
 	}
-	began := time.Now()
 	spec := templateSpec(plan, inst)
 	host, err := cloudinit.GenerateKey("template")
 	if err != nil {
@@ -207,7 +214,7 @@ func (m *Manager) makeTemplate(ctx context.Context, key string, plan plan, cfg c
 	}
 	return m.Templates.Publish(done, template.Manifest{
 		Key: key, Created: time.Now().UTC().Truncate(time.Second), Image: plan.image.ID, Name: plan.spec.Image,
-		CPUs: spec.Machine.CPUs, Memory: spec.Machine.Memory, Seconds: time.Since(began).Seconds(),
+		CPUs: spec.Machine.CPUs, Memory: spec.Machine.Memory,
 	})
 }
 

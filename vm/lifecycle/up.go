@@ -149,7 +149,7 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan, from *template.Template, begun func(), report Report) (instance.Spec, instance.Status, error) {
 	if from != nil {
 		spec := plan.spec
-		spec.Machine.Saved, spec.Clone = from.Dir, true
+		spec.Machine.Saved = from.Dir
 		status, err := m.attempt(ctx, inst, spec, plan, from, begun, report)
 		if err == nil || ctx.Err() != nil || !status.RestoreFailed && !errors.Is(err, errTemplateDisk) {
 			return spec, status, err
@@ -207,7 +207,7 @@ func sameMachine(a, b instance.Spec) bool {
 	a.Format, b.Format = 0, 0
 	a.Created, b.Created = time.Time{}, time.Time{}
 	a.BootTimeout, b.BootTimeout = 0, 0
-	a.Machine.Saved, b.Machine.Saved, a.Clone, b.Clone = "", "", false, false
+	a.Machine.Saved, b.Machine.Saved = "", ""
 	return reflect.DeepEqual(a, b)
 }
 

@@ -46,6 +46,9 @@ func guest(t *testing.T, f func(c net.Conn)) *Line {
 func TestListener(t *testing.T) {
 	const python = "/usr/bin/python3"
 	testenv.Require(t, python)
+	if !strings.Contains(Listener, `"`+Port+`"`) {
+		t.Errorf("the listener looks for another port than %s", Port)
+	}
 	program := strings.NewReplacer("def port():", "def port():\n    return '/dev/null'\n", "os.open(port(), os.O_RDWR)", "3",
 		"def awake(now, entropy):", "def awake(now, entropy):\n    global heard\n    heard = now, len(entropy)\n    return\n").Replace(Listener)
 	l := guest(t, func(c net.Conn) {

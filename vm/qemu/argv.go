@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/line"
 )
 
 // Argv renders m as the command line of the QEMU that caps describe. It is a
@@ -136,7 +137,7 @@ func (a *args) control(m vm.Machine) {
 	if m.Line != "" {
 		a.option("-chardev", "socket", "id", "line", "path", m.Line, "server", true, "wait", false)
 		a.option("-device", "virtio-serial-pci", "max_ports", 2, "disable-legacy", true)
-		a.option("-device", "virtserialport", "chardev", "line", "name", "org.agentvm.line")
+		a.option("-device", "virtserialport", "chardev", "line", "name", line.Port)
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // clone is the spec of a machine that goes on from a template.
 func clone(t *testing.T) func(*instance.Spec) {
 	return func(s *instance.Spec) {
-		s.Machine.Saved, s.Clone = "/template", true
+		s.Machine.Saved = "/template"
 		path := strings.Replace(s.Machine.Console, "console.log", instance.CloneFile, 1)
 		if err := os.WriteFile(path, []byte("become test"), 0o600); err != nil {
 			t.Fatal(err)

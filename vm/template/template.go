@@ -48,7 +48,6 @@ type Manifest struct {
 	Name    string    `json:"name"`  // the image's, for people
 	CPUs    int       `json:"cpus"`
 	Memory  int64     `json:"memory"` // bytes of guest memory
-	Seconds float64   `json:"seconds"`
 }
 
 // Template is one that is complete.
