@@ -41,6 +41,14 @@ func prepare(ctx context.Context, inst *instance.Instance, spec instance.Spec, p
 	if err != nil {
 		return err
 	}
+	cfg := seedConfig(spec, plan)
+	cfg.AuthorizedKeys, cfg.HostKey = []string{client.Public}, host.Private
+	return makeFiles(ctx, inst, spec, cfg, plan, from)
+}
+
+// makeFiles makes what the machine of spec opens, and what tells its guest who
+// it is. A disk that is there stays.
+func makeFiles(ctx context.Context, inst *instance.Instance, spec instance.Spec, cfg cloudinit.Config, plan plan, from *template.Template) error {
 	if _, err := os.Stat(inst.Path(OverlayFile)); errors.Is(err, fs.ErrNotExist) {
 		if err := checkDisk(inst.Dir); err != nil {
 			return err
@@ -49,8 +57,6 @@ func prepare(ctx context.Context, inst *instance.Instance, spec instance.Spec, p
 			return err
 		}
 	}
-	cfg := seedConfig(spec, plan)
-	cfg.AuthorizedKeys, cfg.HostKey = []string{client.Public}, host.Private
 	if err := writeSeed(inst, cfg); err != nil {
 		return err
 	}

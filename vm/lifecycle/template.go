@@ -183,19 +183,7 @@ func (m *Manager) makeTemplate(ctx context.Context, key string, plan plan, cfg c
 		return nil, err
 	}
 	cfg.HostKey = host.Private // sshd wants one to start with; each clone has its own
-	if err := checkDisk(inst.Dir); err != nil {
-		return nil, err
-	}
-	if err := makeDisk(ctx, inst.Path(OverlayFile), plan, nil); err != nil {
-		return nil, err
-	}
-	if err := writeSeed(inst, cfg); err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(inst.Path(ConsoleFile), nil, 0o600); err != nil {
-		return nil, err
-	}
-	if err := handOver(inst, spec); err != nil {
+	if err := makeFiles(ctx, inst, spec, cfg, plan, nil); err != nil {
 		return nil, err
 	}
 	if err := inst.WriteSpec(spec); err != nil {
