@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const kvmDevice = "/dev/kvm"
+var kvmDevice = "/dev/kvm" // tests have another
 
 // A healthy KVM takes a kernel to its first panic in well under a second;
 // what it may take on a busy or nested host is limited in two ways.

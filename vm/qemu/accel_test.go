@@ -34,10 +34,11 @@ func TestNoKVMInQEMU(t *testing.T) {
 }
 
 func TestAccelVerdictIsCached(t *testing.T) {
-	if f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0); err != nil {
-		t.Skip("without a /dev/kvm that opens there is nothing to cache")
-	} else {
-		f.Close()
+	// Any file that opens will do: what the cache knows is not tried again.
+	defer func(device string) { kvmDevice = device }(kvmDevice)
+	kvmDevice = filepath.Join(t.TempDir(), "kvm")
+	if err := os.WriteFile(kvmDevice, nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	p := AccelProbe{Caps: Caps{Build: "b", Accels: []Accel{vm.AccelKVM}}, CacheDir: t.TempDir()}
 	writeCache(cacheFile(p.CacheDir, "accel", p.key()), AccelVerdict{Accel: vm.AccelKVM, Reason: "r"})
