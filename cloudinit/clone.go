@@ -12,10 +12,21 @@ import (
 	"strings"
 )
 
-// cloneProgram is the part of a clone's program that is always the same.
-//
-//go:embed clone.py
-var cloneProgram string
+// The parts of programs for the serial line that are always the same: what
+// mounts shares, what makes a clone its own machine, and what does no more
+// than mount.
+var (
+	//go:embed shares.py
+	sharesProgram string
+	//go:embed clone.py
+	cloneProgram string
+)
+
+const resumeProgram = `
+say("login")  # its sshd has been its own all along
+mount_shares()
+tell_lost()
+`
 
 // Template returns the part of cfg that a template may hold: what makes the
 // environment and nothing that makes one machine of it.
@@ -87,12 +98,28 @@ func CloneProgram(cfg Config, machineID string) (string, error) {
 	for _, m := range cfg.Mounts {
 		c.Shares = append(c.Shares, cloneShare(m))
 	}
+	return program(c, sharesProgram+"\n\n"+cloneProgram)
+}
+
+// ResumeProgram returns a program for the serial line (package line) of a
+// machine that goes on from what it was itself: it mounts the shares again, and
+// says what CloneProgram's says.
+func ResumeProgram(mounts []ShareMount) (string, error) {
+	c := clone{Shares: []cloneShare{}}
+	for _, m := range mounts {
+		c.Shares = append(c.Shares, cloneShare(m))
+	}
+	return program(c, sharesProgram+resumeProgram)
+}
+
+// program gives a program what it is told.
+func program(c clone, text string) (string, error) {
 	data, err := json.Marshal(c)
 	if err != nil {
 		return "", err
 	}
 	// A JSON text of ASCII alone is a Python string literal when quoted once more.
-	return "import json\nguest = json.loads(" + strconv.QuoteToASCII(string(data)) + ")\n" + cloneProgram, nil
+	return "import json\nguest = json.loads(" + strconv.QuoteToASCII(string(data)) + ")\n" + text, nil
 }
 
 func shellWords(words Command) string {

@@ -1,34 +1,3 @@
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def write(path, text, **how):
-    with open(path, "w", **how) as f:
-        f.write(text)
-
-
-def mount(source, target, kind, flags=0):
-    for attempt in range(200):
-        if libc.mount(source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), None) == 0:
-            return
-        error = ctypes.get_errno()
-        time.sleep(0.02)  # the device may still be on its way
-    raise OSError(error, os.strerror(error))
-
-
-def mount_shares():
-    try:
-        if guest["home"]:
-            run(guest["home"])
-    except Exception as error:
-        lost.append(f"directories in the home directory: {error}")
-    for share in guest["shares"]:
-        try:
-            os.makedirs(share["target"], exist_ok=True)
-            mount(share["tag"], share["target"], "virtiofs", 1 if share["readonly"] else 0)
-        except Exception as error:
-            lost.append(f"not mounted: {share['target']}: {error}")
-
-
 def new_boot():
     """The id of this boot is the template's, and the kernel never changes it."""
     with open("/proc/sys/kernel/random/uuid") as f:
@@ -55,7 +24,6 @@ if guest["gitconfig"]:
     write("/etc/gitconfig", guest["gitconfig"])
 new_boot()
 
-lost = []  # is comfort, as in a boot: the guest is its own machine without it
 mounting = threading.Thread(target=mount_shares)
 mounting.start()
 while not os.path.exists("/run/sshd.pid") or not os.path.getsize("/run/sshd.pid"):
@@ -65,5 +33,4 @@ mounting.join()
 # What the journal has is the template's, under its boot and its machine's ids.
 shutil.rmtree("/run/log/journal", ignore_errors=True)
 subprocess.Popen(["systemctl", "restart", "--no-block", "systemd-journald"])
-for text in lost:
-    say("warning: " + " ".join(text.split()))
+tell_lost()

@@ -82,6 +82,7 @@ the machine but what agentvm.yaml names.`,
 		a.initCommand(), a.upCommand(), a.runCommand(), a.execCommand(), a.shellCommand(),
 		a.lsCommand(), a.statusCommand(), a.logsCommand(),
 		a.stopCommand(), a.startCommand(), a.restartCommand(), a.downCommand(),
+		a.suspendCommand(), a.resumeCommand(), a.snapshotCommand(),
 		a.cpCommand(), a.forwardCommand(), a.sshConfigCommand(), a.sshProxyCommand(),
 		a.imageCommand(), a.templateCommand(), a.agentsCommand(), a.doctorCommand(), a.versionCommand(), a.superviseCommand(),
 	)

@@ -313,6 +313,10 @@ func (m runningMachine) Plug(ctx context.Context, i int, s vm.Share) error {
 	return qemu.PlugShare(ctx, m.monitor, i, s)
 }
 
+func (m runningMachine) Unplug(ctx context.Context, i int) error {
+	return qemu.UnplugShare(ctx, m.monitor, i)
+}
+
 func (m runningMachine) Resume(ctx context.Context) error { return qmp.Cont(ctx, m.monitor) }
 
 func (m runningMachine) Save(ctx context.Context, dir string) error {

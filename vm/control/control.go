@@ -43,6 +43,12 @@ type Handler interface {
 	// Stop ends the machine, in good order within the grace time, else by
 	// force, and returns when it is down.
 	Stop(ctx context.Context, grace time.Duration, reason string) error
+	// Suspend saves the machine where its next start goes on from, and returns
+	// when it is down. After an error it runs as before, unless its status says
+	// otherwise. The end of ctx calls it off.
+	Suspend(ctx context.Context) error
+	// Snapshot saves the machine with its disk in dir, and lets it go on.
+	Snapshot(ctx context.Context, dir string) error
 }
 
 // Serve answers on l until l is closed.
@@ -73,6 +79,23 @@ func Serve(l net.Listener, h Handler) error {
 		}
 		writeJSON(w, h.Status())
 	})
+	save := func(act func(r *http.Request) error) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if err := act(r); err != nil {
+				http.Error(w, err.Error(), http.StatusConflict)
+				return
+			}
+			writeJSON(w, h.Status())
+		}
+	}
+	mux.HandleFunc("POST /v1/suspend", save(func(r *http.Request) error { return h.Suspend(r.Context()) }))
+	mux.HandleFunc("POST /v1/snapshot", save(func(r *http.Request) error {
+		var req snapshotRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+			return err
+		}
+		return h.Snapshot(r.Context(), req.Dir)
+	}))
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	if err := srv.Serve(l); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve control socket: %w", err)
@@ -83,6 +106,10 @@ func Serve(l net.Listener, h Handler) error {
 type stopRequest struct {
 	Grace  time.Duration `json:"grace"`
 	Reason string        `json:"reason"`
+}
+
+type snapshotRequest struct {
+	Dir string `json:"dir"`
 }
 
 func writeJSON(w io.Writer, v any) { _ = json.NewEncoder(w).Encode(v) }
@@ -149,6 +176,29 @@ func (c *Client) Stop(ctx context.Context, grace time.Duration, reason string) e
 		return err
 	}
 	body, err := c.call(ctx, http.MethodPost, "/v1/stop", data)
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}
+
+// Suspend asks the supervisor to save the machine and end, and waits for it.
+func (c *Client) Suspend(ctx context.Context) error {
+	body, err := c.call(ctx, http.MethodPost, "/v1/suspend", nil)
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}
+
+// Snapshot asks the supervisor to save the machine and its disk in dir, and
+// waits until it runs again.
+func (c *Client) Snapshot(ctx context.Context, dir string) error {
+	data, err := json.Marshal(snapshotRequest{dir})
+	if err != nil {
+		return err
+	}
+	body, err := c.call(ctx, http.MethodPost, "/v1/snapshot", data)
 	if err != nil {
 		return err
 	}

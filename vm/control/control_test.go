@@ -41,6 +41,14 @@ func (f *fake) Watch(ctx context.Context) <-chan instance.Status {
 	return out
 }
 
+func (f *fake) Suspend(context.Context) error { return errors.New("/workspace is in use by process 7 (vi)") }
+func (f *fake) Snapshot(_ context.Context, dir string) error {
+	if dir != "/snapshots/.making" {
+		return errors.New("it was asked for " + dir)
+	}
+	return nil
+}
+
 func (f *fake) Stop(ctx context.Context, grace time.Duration, reason string) error {
 	return f.stop(ctx, grace, reason)
 }
@@ -369,5 +377,16 @@ func TestNobodyListens(t *testing.T) {
 		if err := c.Stop(t.Context(), 0, ""); !errors.Is(err, ErrGone) {
 			t.Errorf("%s: stop: %v", name, err)
 		}
+	}
+}
+
+// TestSave: what keeps a machine from being saved reaches the one who asked, as it is.
+func TestSave(t *testing.T) {
+	client := serve(t, &fake{})
+	if err := client.Suspend(t.Context()); err == nil || err.Error() != "/workspace is in use by process 7 (vi)" {
+		t.Errorf("suspend: %v", err)
+	}
+	if err := client.Snapshot(t.Context(), "/snapshots/.making"); err != nil {
+		t.Errorf("snapshot: %v", err)
 	}
 }

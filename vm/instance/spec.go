@@ -12,8 +12,9 @@ const Format = 1
 
 // Files of an instance directory that its maker and its supervisor share.
 const (
-	CloneFile = "clone.py" // makes a guest that goes on from Machine.Saved this machine
-	SavedDir  = "saved"    // what a template's machine is saved in
+	CloneFile    = "clone.py"  // makes a guest that goes on from Machine.Saved this machine
+	SavedDir     = "saved"     // what a template's machine, or a suspended one, is saved in
+	SnapshotsDir = "snapshots" // a directory for each
 )
 
 // Spec is everything that a supervisor needs to run one instance. It is
@@ -40,6 +41,10 @@ type Spec struct {
 	// Template marks a machine that is booted only to be saved, in SavedDir
 	// of its directory, for others to go on from.
 	Template bool `json:"template,omitempty"`
+
+	// Hardware names all that the guest can observe of what it was started on;
+	// a saved state fits nothing else.
+	Hardware string `json:"hardware,omitempty"`
 
 	Machine vm.Machine `json:"machine"`
 	Shares  []Share    `json:"shares"`

@@ -19,24 +19,29 @@ const (
 	Booting  State = "booting"  // QEMU runs; the guest is not usable yet
 	Ready    State = "ready"    // the guest said so over SSH, for this boot
 	Degraded State = "degraded" // usable, with something lost
+	Saving   State = "saving"   // paused while it is written down
 	Stopping State = "stopping"
 	Stopped  State = "stopped"
-	Failed   State = "failed"
+	// Suspended is stopped, with a memory to go on from.
+	Suspended State = "suspended"
+	Failed    State = "failed"
 )
 
 // next lists the states that may follow each state.
 var next = map[State][]State{
-	Starting: {Booting, Stopping, Failed},
-	Booting:  {Ready, Degraded, Stopping, Stopped, Failed},
-	Ready:    {Booting, Degraded, Stopping, Stopped, Failed},
-	Degraded: {Booting, Ready, Degraded, Stopping, Stopped, Failed},
-	Stopping: {Stopped, Failed},
-	Stopped:  {Starting},
-	Failed:   {Starting},
+	Starting:  {Booting, Stopping, Failed},
+	Booting:   {Ready, Degraded, Stopping, Stopped, Failed},
+	Ready:     {Booting, Degraded, Saving, Stopping, Stopped, Failed},
+	Degraded:  {Booting, Ready, Degraded, Saving, Stopping, Stopped, Failed},
+	Saving:    {Ready, Degraded, Stopping, Stopped, Suspended, Failed},
+	Stopping:  {Stopped, Failed},
+	Stopped:   {Starting},
+	Suspended: {Starting},
+	Failed:    {Starting},
 }
 
 // Live reports whether a supervisor stands behind the state.
-func (s State) Live() bool { return s != Stopped && s != Failed && s != "" }
+func (s State) Live() bool { return s != Stopped && s != Suspended && s != Failed && s != "" }
 
 // Usable reports whether commands can run in the guest.
 func (s State) Usable() bool { return s == Ready || s == Degraded }

@@ -24,6 +24,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/saved"
 )
 
 // Store is the set of a user's instances.
@@ -236,3 +237,6 @@ func (i *Instance) read(file string, v any, format func() int) error {
 	}
 	return nil
 }
+
+// Suspended reports whether the instance has a memory to go on from.
+func (i *Instance) Suspended() bool { return saved.Exists(i.Path(SavedDir)) }

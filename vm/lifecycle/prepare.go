@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/saved"
 	"github.com/agentvm/agentvm/vm/template"
 )
 
@@ -75,21 +75,11 @@ func makeDisk(ctx context.Context, path string, plan plan, from *template.Templa
 	if from == nil {
 		return images.CreateOverlay(ctx, path, plan.image, plan.spec.Disk)
 	}
-	src, err := os.Open(filepath.Join(from.Dir, template.DiskFile))
-	if err != nil {
+	src := filepath.Join(from.Dir, template.DiskFile)
+	if _, err := os.Stat(src); err != nil {
 		return fmt.Errorf("%w: %w", errTemplateDisk, err)
 	}
-	defer src.Close()
-	dst, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(dst, src) // in the kernel, and without copying where the file system can share
-	if err = errors.Join(err, dst.Close()); err != nil {
-		os.Remove(path)
-		return fmt.Errorf("copy the template's disk: %w", err) // a full disk, say: no fault of the template's
-	}
-	return nil
+	return saved.Copy(path, src) // an error is a full disk, say: no fault of the template's
 }
 
 // errTemplateDisk is a template without its disk.

@@ -111,6 +111,19 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if status.State == instance.Failed && status.Reason != "" && !created {
 		report.Note("the last run of %q failed: %s", inst.Name, status.Reason)
 	}
+	if inst.Suspended() && !opt.Cold && !opt.Recreate && !status.State.Live() {
+		if opt.DryRun {
+			return Result{Instance: inst, Spec: old, Status: status}, nil
+		}
+		res, err := m.resume(ctx, inst, old, report)
+		if err == nil || inst.Suspended() || !res.Status.RestoreFailed || ctx.Err() != nil {
+			return res, err
+		}
+		report.Note("%q could not go on from where it was suspended, and boots instead (%s)", inst.Name, res.Status.Reason)
+		if status, err = inst.Status(); err != nil {
+			return res, err
+		}
+	}
 	plan, err := m.plan(ctx, p, ws, inst, old, opt, report)
 	if err != nil {
 		return Result{}, err
@@ -123,6 +136,9 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 		return m.join(ctx, res, old, report)
 	}
 	if err := m.Store.Dirs.Reachable(); err != nil {
+		return Result{}, err
+	}
+	if err := m.discardSaved(inst); err != nil {
 		return Result{}, err
 	}
 	if err := checkMemory(plan.spec.Machine.Memory); err != nil {
@@ -172,6 +188,10 @@ func (m *Manager) attempt(ctx context.Context, inst *instance.Instance, spec ins
 	if err := prepare(ctx, inst, spec, plan, from); err != nil {
 		return instance.Status{}, err
 	}
+	var err error
+	if spec.Hardware, err = m.Hardware(ctx, spec.Machine); err != nil {
+		return instance.Status{}, err
+	}
 	if err := inst.WriteSpec(spec); err != nil {
 		return instance.Status{}, err
 	}
@@ -208,6 +228,7 @@ func sameMachine(a, b instance.Spec) bool {
 	a.Created, b.Created = time.Time{}, time.Time{}
 	a.BootTimeout, b.BootTimeout = 0, 0
 	a.Machine.Saved, b.Machine.Saved = "", ""
+	a.Hardware, b.Hardware = "", ""
 	return reflect.DeepEqual(a, b)
 }
 

@@ -85,6 +85,12 @@ func Open(dir string) (*Saved, error) {
 	return s, nil
 }
 
+// Exists reports whether a machine was saved in dir, whole or not.
+func Exists(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, indexFile))
+	return err == nil
+}
+
 // MemorySize is the guest's memory in bytes.
 func (s *Saved) MemorySize() int64 { return s.index.Size }
 

@@ -58,6 +58,9 @@ type Machine interface {
 
 	// Plug gives the machine, which runs or is paused, share i.
 	Plug(ctx context.Context, i int, s vm.Share) error
+	// Unplug takes share i out, which the guest must not have mounted, and waits
+	// until the guest has let go.
+	Unplug(ctx context.Context, i int) error
 	// Resume lets a paused machine run.
 	Resume(ctx context.Context) error
 	// Save pauses the machine, which must have no shares, and writes it to dir.

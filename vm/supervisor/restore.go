@@ -61,7 +61,7 @@ func (s *Supervisor) goOn(ctx, life context.Context) (Guest, []string, error) {
 		return nil, nil, err
 	}
 	var parts errgroup.Group
-	parts.Go(func() error { return s.startShares(ctx) })
+	parts.Go(func() error { return s.startShares(ctx, len(s.spec.Shares)) })
 	parts.Go(func() error { return failedRestore(s.startMachine(ctx)) })
 	if err := parts.Wait(); err != nil {
 		return nil, nil, err
@@ -69,7 +69,7 @@ func (s *Supervisor) goOn(ctx, life context.Context) (Guest, []string, error) {
 	s.watchMachine(life)
 	s.watchShares(life)
 	s.to(instance.Booting, "restoring")
-	guest, warnings, err := s.wake(ctx)
+	guest, warnings, err := s.wakeRestored(ctx)
 	if err != nil {
 		err = s.orEnd(err)
 	}
@@ -83,24 +83,36 @@ func failedRestore(err error) error {
 	return fmt.Errorf("%w: %w", errRestore, err)
 }
 
-// wake lets the restored guest run and makes it the machine that it is to be.
-func (s *Supervisor) wake(ctx context.Context) (Guest, []string, error) {
-	program, err := os.ReadFile(s.inst.Path(instance.CloneFile))
-	if err != nil {
-		return nil, nil, err
-	}
-	began := time.Now()
-	for i, sh := range s.spec.Machine.Shares {
-		if err := s.machine.Plug(ctx, i, sh); err != nil {
-			return nil, nil, err
-		}
-	}
+// wakeRestored lets a machine that has just been restored run.
+func (s *Supervisor) wakeRestored(ctx context.Context) (Guest, []string, error) {
 	// The guest waits at its end of the line, and must not see it unplugged.
 	l, err := s.parts.Line(ctx, s.spec.Machine)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer l.Close()
+	return s.wake(ctx, l, len(s.spec.Shares))
+}
+
+// wake plugs the first n shares into the paused machine, lets it run, and makes
+// it the machine that it is to be.
+func (s *Supervisor) wake(ctx context.Context, l Line, n int) (Guest, []string, error) {
+	program, err := os.ReadFile(s.inst.Path(instance.CloneFile))
+	if err != nil {
+		return nil, nil, err
+	}
+	began := time.Now()
+	for i, sh := range s.spec.Machine.Shares[:n] {
+		if err := s.machine.Plug(ctx, i, sh); err != nil {
+			return nil, nil, err
+		}
+	}
+	// A suspended machine's memory fits its disk only until it runs again.
+	if own := s.inst.Path(instance.SavedDir); s.spec.Machine.Saved == own {
+		if err := os.RemoveAll(own); err != nil {
+			return nil, nil, err
+		}
+	}
 	if err := s.machine.Resume(ctx); err != nil {
 		return nil, nil, err
 	}

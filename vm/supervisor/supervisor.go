@@ -45,12 +45,14 @@ type Supervisor struct {
 	guest    Guest // nil while there is no connection
 
 	// Owned by Run's goroutine.
-	network Network
-	shares  []Share
-	lost    chan lostShare // holds one for each share
-	machine Machine
-	control net.Listener
-	ssh     net.Listener
+	network       Network
+	shares        []Share
+	lost          chan lostShare // holds one for each share
+	saves         chan saveRequest
+	unwatchShares context.CancelFunc
+	machine       Machine
+	control       net.Listener
+	ssh           net.Listener
 }
 
 // stopRequest is the cause of a life ended on request.
@@ -82,7 +84,7 @@ func Run(ctx context.Context, inst *instance.Instance, parts Parts, log *slog.Lo
 		return err
 	}
 	defer release()
-	s := &Supervisor{inst: inst, parts: parts, log: log, ended: make(chan struct{}), watchers: map[chan instance.Status]struct{}{}}
+	s := &Supervisor{inst: inst, parts: parts, log: log, ended: make(chan struct{}), saves: make(chan saveRequest), watchers: map[chan instance.Status]struct{}{}}
 	if err := s.begin(); err != nil {
 		s.fail(err)
 		return err
@@ -211,7 +213,7 @@ func (s *Supervisor) startCold(ctx context.Context) error {
 	if err := s.startNetwork(ctx); err != nil {
 		return err
 	}
-	if err := s.startShares(ctx); err != nil {
+	if err := s.startShares(ctx, len(s.spec.Shares)); err != nil {
 		return err
 	}
 	if err := s.startMachine(ctx); err != nil {
@@ -233,9 +235,10 @@ func (s *Supervisor) startNetwork(ctx context.Context) (err error) {
 	return err
 }
 
-func (s *Supervisor) startShares(ctx context.Context) error {
+// startShares serves the first n shares.
+func (s *Supervisor) startShares(ctx context.Context, n int) error {
 	defer s.trace("share", time.Now())
-	for i, sh := range s.spec.Shares {
+	for i, sh := range s.spec.Shares[:n] {
 		share, err := s.parts.Share(ctx, s.spec, sh, s.socket(filepath.Base(s.spec.Machine.Shares[i].Socket)), s.inst.Path("virtiofsd-"+sh.Tag+".log"))
 		if err != nil {
 			return fmt.Errorf("share %s: %w", sh.Source, err)
@@ -296,6 +299,10 @@ func (s *Supervisor) live(ctx context.Context) error {
 			s.log.Error("share lost", "target", lost.target, "reason", lost.reason)
 			s.change(func(st *instance.Status) { st.Lost[lost.target] = lost.reason })
 			s.to(instance.Degraded, lost.reason)
+		case req := <-s.saves:
+			if err := s.save(ctx, req); err != nil {
+				return err
+			}
 		case <-guest.Done():
 			if err := s.reconnect(ctx, guest.Err()); err != nil {
 				return err
@@ -322,6 +329,7 @@ func (s *Supervisor) lookAtProtection() {
 // watchShares reports shares that end while the life goes on.
 func (s *Supervisor) watchShares(ctx context.Context) {
 	s.lost = make(chan lostShare, len(s.shares))
+	ctx, s.unwatchShares = context.WithCancel(ctx)
 	for i, sh := range s.shares {
 		target := s.spec.Shares[i].Target
 		go func() {
@@ -357,15 +365,19 @@ func (s *Supervisor) end(cause error) error {
 		s.to(instance.Stopping, stop.reason)
 		s.powerdown(stop.grace) // none at all without a grace time
 	}
+	suspended := errors.Is(cause, errSuspended)
 	last := console.Tail(s.spec.Machine.Console, consoleLines)
 	s.takeDown()
 	s.mu.Lock()
 	s.status.Children = nil
-	if !asked && !(errors.As(cause, &ended) && ended.err == nil) {
+	if !asked && !suspended && !(errors.As(cause, &ended) && ended.err == nil) {
 		s.status.Console = last
 	}
 	s.mu.Unlock()
 	switch {
+	case suspended:
+		s.to(instance.Suspended, errSuspended.Error())
+		return nil
 	case asked:
 		s.to(instance.Stopped, stop.reason)
 		return nil

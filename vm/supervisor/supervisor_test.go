@@ -49,6 +49,10 @@ func (m fakeMachine) Plug(_ context.Context, i int, s vm.Share) error {
 	*m.did = append(*m.did, fmt.Sprintf("plug %d %s", i, s.Tag))
 	return nil
 }
+func (m fakeMachine) Unplug(_ context.Context, i int) error {
+	*m.did = append(*m.did, fmt.Sprintf("unplug %d", i))
+	return nil
+}
 func (m fakeMachine) Resume(context.Context) error { *m.did = append(*m.did, "resume"); return nil }
 func (m fakeMachine) Save(_ context.Context, dir string) error {
 	*m.did = append(*m.did, "save "+filepath.Base(dir))

@@ -1,0 +1,131 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/agentvm/agentvm/cloudinit"
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// Suspend writes the running machine's memory and devices down and ends it. It
+// goes on from there when it is started next. Where the guest does not let go of
+// its shares, it runs on, and the error says who holds them.
+func (m *Manager) Suspend(ctx context.Context, inst *instance.Instance, wait func()) error {
+	release, err := inst.Lock(ctx, wait)
+	if err != nil {
+		return err
+	}
+	defer release()
+	spec, status, err := m.saveable(inst)
+	if err != nil {
+		return err
+	}
+	if err := m.discardSaved(inst); err != nil {
+		return err
+	}
+	if err := m.client(inst, spec).Suspend(ctx); err != nil {
+		return m.notSaved(inst, "suspended", err)
+	}
+	return m.gone(ctx, inst, status.Supervisor)
+}
+
+// saveable prepares a machine for being saved while it runs.
+func (m *Manager) saveable(inst *instance.Instance) (instance.Spec, instance.Status, error) {
+	status, err := inst.Status()
+	if err != nil {
+		return instance.Spec{}, status, err
+	}
+	spec, err := inst.Spec()
+	if err != nil {
+		return spec, status, err
+	}
+	if !status.State.Usable() {
+		return spec, status, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q is %s; only a machine that runs has anything to save", inst.Name, status.State)), "agentvm start "+inst.Name)
+	}
+	if spec.Hardware == "" {
+		return spec, status, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q was started by an older agentvm, and cannot be saved", inst.Name)), "agentvm restart "+inst.Name)
+	}
+	return spec, status, writeResumeProgram(inst, spec)
+}
+
+// notSaved says what has become of a machine that could not be saved.
+func (m *Manager) notSaved(inst *instance.Instance, done string, err error) error {
+	status, statusErr := inst.Status()
+	if statusErr == nil && status.State.Usable() {
+		return fmt.Errorf("%q runs on and is not %s: %w", inst.Name, done, err)
+	}
+	return vm.WithHint(fmt.Errorf("%q was not %s: %w", inst.Name, done, err), "agentvm status "+inst.Name+" says how it is")
+}
+
+// writeResumeProgram writes what gives a guest its shares again, over the line.
+func writeResumeProgram(inst *instance.Instance, spec instance.Spec) error {
+	var mounts []cloudinit.ShareMount
+	for _, s := range spec.Shares {
+		mounts = append(mounts, cloudinit.ShareMount{Tag: s.Tag, Target: s.Target, ReadOnly: s.ReadOnly})
+	}
+	program, err := cloudinit.ResumeProgram(mounts)
+	if err != nil {
+		return fmt.Errorf("describe the guest: %w", err)
+	}
+	return renameio.WriteFile(inst.Path(instance.CloneFile), []byte(program), 0o600)
+}
+
+// discardSaved gives up what a suspended machine would go on from, and what an
+// interrupted suspension has left.
+func (m *Manager) discardSaved(inst *instance.Instance) error {
+	if err := os.RemoveAll(inst.Path(instance.SavedDir)); err != nil {
+		return fmt.Errorf("discard the saved memory of %q: %w", inst.Name, err)
+	}
+	return nil
+}
+
+// resume goes on with a machine from where it was suspended. The caller holds
+// its lock.
+func (m *Manager) resume(ctx context.Context, inst *instance.Instance, spec instance.Spec, report Report) (Result, error) {
+	res, err := m.goOn(ctx, inst, spec, inst.Path(instance.SavedDir), report)
+	if err != nil && ctx.Err() == nil && vm.Hint(err) == "" {
+		err = vm.WithHint(err, "agentvm up --cold boots it, and gives up what ran when it was suspended")
+	}
+	return res, err
+}
+
+// errOtherHardware is a saved state that this host cannot go on from.
+var errOtherHardware = errors.New("QEMU or the host's processor is another one than when it was saved")
+
+// goOn starts the machine of spec from the memory in dir, which fits its disk.
+func (m *Manager) goOn(ctx context.Context, inst *instance.Instance, spec instance.Spec, dir string, report Report) (Result, error) {
+	res := Result{Instance: inst, Spec: spec}
+	hardware, err := m.Hardware(ctx, spec.Machine)
+	if err != nil {
+		return res, err
+	}
+	if hardware != spec.Hardware {
+		return res, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q cannot go on: %w", inst.Name, errOtherHardware)),
+			"agentvm up --cold boots it, and gives up what ran when it was saved")
+	}
+	if err := m.Store.Dirs.Reachable(); err != nil {
+		return res, err
+	}
+	if err := checkMemory(spec.Machine.Memory); err != nil {
+		return res, err
+	}
+	if err := writeResumeProgram(inst, spec); err != nil {
+		return res, err
+	}
+	if err := handOver(inst, spec); err != nil {
+		return res, err
+	}
+	spec.Machine.Saved = dir
+	if err := inst.WriteSpec(spec); err != nil {
+		return res, err
+	}
+	res.Spec = spec
+	res.Status, err = m.start(ctx, inst, spec, report)
+	return res, err
+}

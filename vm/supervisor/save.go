@@ -1,0 +1,271 @@
+package supervisor
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/agentvm/agentvm/vm/control"
+	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/line"
+	"github.com/agentvm/agentvm/vm/saved"
+)
+
+// Waits of saving a machine that is in use.
+const (
+	releaseTimeout = time.Minute      // until the guest has let go of its shares
+	unplugTimeout  = 30 * time.Second // a guest takes five seconds to unplug a device
+	writeTimeout   = 10 * time.Minute // memory and disk, whatever they are written to
+	returnTimeout  = 2 * time.Minute  // until the guest is back after that
+)
+
+//go:embed release.py
+var releaseProgram string
+
+// errSuspended is the cause of a life that goes on at another time.
+var errSuspended = errors.New("suspended on request")
+
+// saveRequest asks the goroutine that owns the life to save the machine.
+type saveRequest struct {
+	ctx   context.Context
+	dir   string // where to
+	disk  bool   // the disk too; it stays as it is otherwise
+	end   bool   // afterwards
+	reply chan error
+}
+
+// Suspend implements control.Handler.
+func (s *Supervisor) Suspend(ctx context.Context) error {
+	err := s.askToSave(saveRequest{ctx: ctx, dir: s.inst.Path(instance.SavedDir), end: true})
+	if err == nil {
+		<-s.ended
+	}
+	return err
+}
+
+// Snapshot implements control.Handler.
+func (s *Supervisor) Snapshot(ctx context.Context, dir string) error {
+	return s.askToSave(saveRequest{ctx: ctx, dir: dir, disk: true})
+}
+
+func (s *Supervisor) askToSave(req saveRequest) error {
+	req.reply = make(chan error, 1)
+	select {
+	case s.saves <- req:
+		return <-req.reply
+	case <-s.ended:
+		return errors.New("the machine has ended")
+	case <-req.ctx.Done():
+		return context.Cause(req.ctx)
+	}
+}
+
+// save answers a request. What it returns ends the life.
+func (s *Supervisor) save(ctx context.Context, req saveRequest) error {
+	refused, err := s.trySave(ctx, req)
+	switch {
+	case refused != nil:
+		req.reply <- refused
+	case err == nil && req.end:
+		err = errSuspended
+		req.reply <- nil
+	default:
+		req.reply <- err
+	}
+	return err
+}
+
+// trySave saves the machine. refused says why it could not be, where the
+// machine goes on as it was; err is a machine that does not.
+func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, err error) {
+	if st := s.Status(); !st.State.Usable() {
+		return fmt.Errorf("the machine is %s", st.State), nil
+	} else if len(st.Lost) > 0 {
+		return errors.New("a share is lost, and the guest cannot let go of it; agentvm restart gives it back"), nil
+	}
+	s.mu.Lock()
+	guest := s.guest
+	s.mu.Unlock()
+	// Who asked may change his mind for as long as nothing is final.
+	ctx, cancel := context.WithCancelCause(life)
+	defer cancel(nil)
+	defer context.AfterFunc(req.ctx, func() { cancel(errors.New("interrupted")) })()
+	if err := s.release(ctx, guest); err != nil {
+		return err, nil
+	}
+	l, err := s.listener(ctx)
+	if err != nil {
+		return errors.Join(err, s.remount(life, guest)), nil
+	}
+	defer l.Close() // not before the guest has its shares again: it would see that, and hang up
+	// From here on the guest has nobody to talk to.
+	warnings := s.Status().Warnings
+	s.to(instance.Saving, "")
+	if s.ssh != nil {
+		s.ssh.Close()
+	}
+	s.setGuest(nil)
+	unplugged, failed := s.unplug(ctx)
+	if failed == nil {
+		failed = s.write(ctx, req)
+	}
+	switch {
+	case failed != nil:
+		_ = os.RemoveAll(req.dir)
+	case req.end:
+		return nil, nil
+	}
+	if life.Err() != nil {
+		return nil, context.Cause(life)
+	}
+	if err := s.comeBack(life, l, unplugged, warnings); err != nil {
+		return nil, fmt.Errorf("the guest did not come back after it was saved: %w", err)
+	}
+	return failed, nil
+}
+
+// release has the guest let go of its shares, or fails with who holds them.
+func (s *Supervisor) release(ctx context.Context, guest Guest) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, releaseTimeout, errors.New("the guest did not let go of its shares in time"))
+	defer cancel()
+	shares := [][3]any{}
+	for _, sh := range s.spec.Shares {
+		shares = append(shares, [3]any{sh.Tag, sh.Target, sh.ReadOnly})
+	}
+	told, err := json.Marshal(map[string]any{"shares": shares, "listener": line.Listener})
+	if err != nil {
+		return err
+	}
+	// What the guest runs is a Python string literal of JSON, which has no quote of the shell's in it.
+	program := "import json\ntold = json.loads(" + strconv.QuoteToASCII(string(told)) + ")\n" + releaseProgram
+	var out head
+	code, err := guest.Run(ctx, "cd / && exec sudo -n python3 -c "+shellQuote(program), &out)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return fmt.Errorf("ask the guest to let go of its shares: %w", err)
+	case code == 3:
+		return errors.New(plain(strings.TrimSpace(out.String())))
+	case code != 0:
+		return fmt.Errorf("the guest could not let go of its shares (exit code %d): %s", code, plain(lastLine(out.String())))
+	}
+	return nil
+}
+
+// remount takes a release back.
+func (s *Supervisor) remount(ctx context.Context, guest Guest) error {
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	var script strings.Builder
+	for _, sh := range s.spec.Shares {
+		mode := "rw"
+		if sh.ReadOnly {
+			mode = "ro"
+		}
+		fmt.Fprintf(&script, "sudo -n mount -t virtiofs -o %s %s %s\n", mode, sh.Tag, shellQuote(sh.Target))
+	}
+	var out head
+	if code, err := guest.Run(ctx, "set -e\n"+script.String(), &out); err != nil || code != 0 {
+		return fmt.Errorf("mount the shares again: %s: %w", plain(lastLine(out.String())), err)
+	}
+	return nil
+}
+
+// listener opens the line to the listener that release has started.
+func (s *Supervisor) listener(ctx context.Context) (Line, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, releaseTimeout, errors.New("the guest's listener does not start"))
+	defer cancel()
+	l, err := s.parts.Line(ctx, s.spec.Machine)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Ready(ctx); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// unplug takes the shares out of the machine, as many as it says.
+func (s *Supervisor) unplug(ctx context.Context) (n int, err error) {
+	s.unwatchShares()
+	defer s.trace("unplug", time.Now())
+	ctx, cancel := context.WithTimeoutCause(ctx, unplugTimeout, errors.New("the guest keeps a share"))
+	defer cancel()
+	for n = range s.shares {
+		if err := s.machine.Unplug(ctx, n); err != nil {
+			return n, err
+		}
+	}
+	return len(s.shares), nil
+}
+
+// write pauses the machine and writes it down.
+func (s *Supervisor) write(ctx context.Context, req saveRequest) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, errors.New("saving takes too long"))
+	defer cancel()
+	defer s.trace("save", time.Now())
+	if err := os.MkdirAll(req.dir, 0o700); err != nil {
+		return fmt.Errorf("save the machine: %w", err)
+	}
+	if err := s.machine.Save(ctx, req.dir); err != nil {
+		return err
+	}
+	if !req.disk {
+		return nil
+	}
+	// Paused and saved, QEMU has written all that it had of the disk.
+	for _, d := range s.diskFiles() {
+		if err := saved.Copy(filepath.Join(req.dir, filepath.Base(d)), d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// diskFiles are the files of the machine that it writes to.
+func (s *Supervisor) diskFiles() []string {
+	files := []string{s.spec.Machine.Disks[0].Path}
+	if vars := s.spec.Machine.Boot.VarsFile; vars != "" {
+		files = append(files, vars)
+	}
+	return files
+}
+
+// comeBack gives the guest the shares that were unplugged, and logs in again.
+func (s *Supervisor) comeBack(life context.Context, l Line, unplugged int, warnings []string) error {
+	ctx, cancel := context.WithTimeoutCause(life, returnTimeout, errNotReady)
+	defer cancel()
+	kept := s.shares[unplugged:]
+	for _, sh := range s.shares[:unplugged] {
+		_ = sh.Stop() // most have ended with QEMU's end of their sockets
+	}
+	s.shares = nil
+	if err := s.startShares(ctx, unplugged); err != nil {
+		s.shares = append(s.shares, kept...) // so that they are taken down
+		return err
+	}
+	s.shares = append(s.shares, kept...)
+	guest, more, err := s.wake(ctx, l, unplugged)
+	if err != nil {
+		return s.orEnd(err)
+	}
+	s.watchShares(life)
+	for _, w := range more {
+		if !slices.Contains(warnings, w) {
+			warnings = append(warnings, w)
+		}
+	}
+	return s.ready(life, guest, warnings, false)
+}
+
+var _ control.Handler = (*Supervisor)(nil)
