@@ -432,7 +432,7 @@ func TestEnvironmentIsDocumented(t *testing.T) {
 }
 
 func TestStatesAreDocumented(t *testing.T) {
-	states := []instance.State{instance.Starting, instance.Booting, instance.Ready, instance.Degraded, instance.Stopping, instance.Stopped, instance.Failed}
+	states := []instance.State{instance.Starting, instance.Booting, instance.Ready, instance.Degraded, instance.Saving, instance.Stopping, instance.Stopped, instance.Suspended, instance.Failed}
 	want := map[string][]string{}
 	for _, from := range states {
 		for _, to := range states {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -35,7 +36,8 @@ func (a *app) imageCache() (*images.Cache, *lifecycle.Manager, error) {
 	return cache, m, err
 }
 
-// usedBy maps the ids of images to the machines whose disks lie on them.
+// usedBy maps the ids of images to the machines whose disks, or those of
+// whose snapshots, lie on them.
 func usedBy(m *lifecycle.Manager) (map[string][]string, error) {
 	list, err := m.Store.List()
 	if err != nil {
@@ -45,6 +47,15 @@ func usedBy(m *lifecycle.Manager) (map[string][]string, error) {
 	for _, i := range list {
 		if spec, err := i.Spec(); err == nil && spec.ImageID != "" {
 			users[spec.ImageID] = append(users[spec.ImageID], i.Name)
+		}
+		snapshots, err := m.Snapshots(i)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range snapshots {
+			if id := s.Spec.ImageID; id != "" && !slices.Contains(users[id], i.Name) {
+				users[id] = append(users[id], i.Name)
+			}
 		}
 	}
 	return users, nil

@@ -64,4 +64,3 @@ func (a *app) resumeCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&a.json, "json", false, "print events and the result as JSON")
 	return cmd
 }
-

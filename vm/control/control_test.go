@@ -41,7 +41,9 @@ func (f *fake) Watch(ctx context.Context) <-chan instance.Status {
 	return out
 }
 
-func (f *fake) Suspend(context.Context) error { return errors.New("/workspace is in use by process 7 (vi)") }
+func (f *fake) Suspend(context.Context) error {
+	return errors.New("/workspace is in use by process 7 (vi)")
+}
 func (f *fake) Snapshot(_ context.Context, dir string) error {
 	if dir != "/snapshots/.making" {
 		return errors.New("it was asked for " + dir)
@@ -382,7 +384,7 @@ func TestNobodyListens(t *testing.T) {
 
 // TestSave: what keeps a machine from being saved reaches the one who asked, as it is.
 func TestSave(t *testing.T) {
-	client := serve(t, &fake{})
+	client, _ := serve(t, &fake{})
 	if err := client.Suspend(t.Context()); err == nil || err.Error() != "/workspace is in use by process 7 (vi)" {
 		t.Errorf("suspend: %v", err)
 	}

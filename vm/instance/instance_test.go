@@ -221,7 +221,7 @@ func TestStateMachine(t *testing.T) {
 				t.Errorf("%s to %s: %v", from, to, err)
 			}
 		}
-		if from != Stopped && from != Failed {
+		if from.Live() {
 			s := Status{State: from}
 			if err := s.To(Failed, ""); err != nil {
 				t.Errorf("%s cannot fail", from)

@@ -42,6 +42,7 @@ type fakeMachine struct {
 	*mortal
 	deaf    bool // ignores the power button
 	saveErr error
+	keeps   bool      // shares that are to be unplugged
 	did     *[]string // what was asked of it, in order
 }
 
@@ -50,6 +51,9 @@ func (m fakeMachine) Plug(_ context.Context, i int, s vm.Share) error {
 	return nil
 }
 func (m fakeMachine) Unplug(_ context.Context, i int) error {
+	if m.keeps {
+		return errors.New("the guest refused")
+	}
 	*m.did = append(*m.did, fmt.Sprintf("unplug %d", i))
 	return nil
 }
@@ -129,6 +133,7 @@ type world struct {
 	line     fakeLine
 	shareErr error
 	qemuErr  error
+	anew     bool // each start of a share gives another one
 }
 
 func newWorld() *world {
@@ -141,6 +146,9 @@ func (w *world) Network(context.Context, instance.Spec, string, string) (Network
 	return fakeNetwork{}, nil
 }
 func (w *world) Share(context.Context, instance.Spec, instance.Share, string, string) (Share, error) {
+	if w.anew {
+		return fakeShare{newMortal()}, w.shareErr
+	}
 	return w.share, w.shareErr
 }
 func (w *world) Machine(_ context.Context, _ vm.Machine, _ string, trace Trace) (Machine, error) {

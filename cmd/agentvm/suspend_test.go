@@ -1,0 +1,182 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// busyShare runs a program in the workspace until the test calls end.
+func (h *host) busyShare(dir string) (end func()) {
+	h.t.Helper()
+	cmd := h.command(dir, "exec", "--", "sh", "-c", "echo here; exec sleep 600")
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	if _, err := pipe.Read(make([]byte, 4)); err != nil {
+		h.t.Fatal(err)
+	}
+	return func() {
+		h.guest(dir, "cd / && pkill -f 'sleep 60[0]'")
+		_ = cmd.Wait()
+	}
+}
+
+// TestSuspend saves a machine in use in every way: one that was booted, whose
+// shares QEMU had from the start, and the same after it was resumed.
+func TestSuspend(t *testing.T) {
+	h := newHost(t)
+	data := filepath.Join(h.home, "data")
+	if err := os.MkdirAll(data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := h.project("p", "version: 1\nname: sleeper\nresources: {memory: 512MiB}\nmounts: [{source: "+data+", target: /data, readonly: true}]\n")
+	h.up(dir, "--cold")
+	const background = "cd / && (setsid sleep 98765 >/dev/null 2>&1 </dev/null &) && "
+	h.guest(dir, background+"echo in memory >/dev/shm/kept; echo on disk >~/kept; sudo sh -c 'echo x >/root/x'")
+
+	// inOrder checks that it is the same machine still, with its shares.
+	inOrder := func(t *testing.T) {
+		t.Helper()
+		if got := h.guest(dir, "pgrep -c -f 'sleep 9876[5]'; cat /dev/shm/kept ~/kept"); got != "1\nin memory\non disk\n" {
+			t.Errorf("in the guest: %q", got)
+		}
+		if err := os.WriteFile(filepath.Join(data, "in"), []byte("of the host\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := h.guest(dir, "echo of the guest >/workspace/out; cat /data/in"); got != "of the host\n" {
+			t.Errorf("/data/in: %q", got)
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "out")); string(got) != "of the guest\n" {
+			t.Errorf("out: %q, %v", got, err)
+		}
+		if o := h.runIn(dir, "", "exec", "--", "sudo", "touch", "/data/new"); o.code == 0 {
+			t.Error("it could write to a read-only mount")
+		}
+		h.is(dir, "sleeper")
+	}
+
+	t.Run("a share in use", func(t *testing.T) {
+		end := h.busyShare(dir)
+		h.fails(dir, exitFailure, "/workspace is in use by process", "suspend")
+		h.fails(dir, exitFailure, "sleep 600", "snapshot", "create", "busy")
+		end()
+		if list := h.snapshots(dir); len(list) > 0 {
+			t.Errorf("snapshots: %+v", list)
+		}
+		inOrder(t)
+	})
+	t.Run("suspend and resume", func(t *testing.T) {
+		for range 2 {
+			h.must(dir, "suspend")
+			if s := h.status(dir); s.State != instance.Suspended || len(s.Processes) > 0 {
+				t.Errorf("status %+v", s)
+			}
+			h.nothingLeft()
+			if c := h.resume(dir); !c.Restored {
+				t.Error("it was not restored")
+			}
+			inOrder(t)
+		}
+		h.fails(dir, exitUsage, "", "resume", "sleeper", "too much")
+	})
+	t.Run("snapshot", func(t *testing.T) {
+		h.must(dir, "snapshot", "create", "before")
+		inOrder(t) // it goes on
+		h.guest(dir, "cd / && pkill -f 'sleep 9876[5]'; rm /dev/shm/kept ~/kept; sync")
+		h.must(dir, "snapshot", "restore", "before")
+		inOrder(t)
+		h.must(dir, "stop")
+		h.must(dir, "snapshot", "create", "stopped")
+		list := h.snapshots(dir)
+		if len(list) != 2 || !list[0].Memory || list[1].Memory {
+			t.Errorf("snapshots: %+v", list)
+		}
+		h.must(dir, "snapshot", "restore", "before") // with a disk that has been shut down since
+		inOrder(t)
+		h.must(dir, "snapshot", "restore", "stopped")
+		if s := h.status(dir); s.State != instance.Stopped {
+			t.Errorf("it is %s", s.State)
+		}
+		h.must(dir, "snapshot", "rm", "stopped")
+		h.fails(dir, exitNotFound, "has no snapshot", "snapshot", "restore", "stopped")
+	})
+	t.Run("killed while it is saved", func(t *testing.T) {
+		h.must(dir, "snapshot", "restore", "before")
+		for _, process := range []string{"supervisor", "qemu"} {
+			cmd := h.command(dir, "snapshot", "create", "killed")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			h.until(dir, instance.Saving)
+			h.kill(dir, process)
+			if cmd.Wait() == nil {
+				t.Error("it says that it has made a snapshot")
+			}
+			h.until(dir, instance.Failed)
+			h.nothingLeft()
+			if list := h.snapshots(dir); len(list) != 1 {
+				t.Errorf("snapshots: %+v", list)
+			}
+			h.must(dir, "snapshot", "restore", "before")
+			inOrder(t)
+		}
+	})
+	t.Run("called off", func(t *testing.T) {
+		cmd := h.command(dir, "suspend")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		h.until(dir, instance.Saving)
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait()
+		// The last moment to change one's mind may have been missed.
+		for h.status(dir).State == instance.Saving {
+			time.Sleep(50 * time.Millisecond)
+		}
+		h.must(dir, "up")
+		inOrder(t)
+	})
+	t.Run("damaged", func(t *testing.T) {
+		h.must(dir, "suspend")
+		memory := h.instance("sleeper").Path(filepath.Join(instance.SavedDir, "memory"))
+		if err := os.Truncate(memory, 4096); err != nil {
+			t.Fatal(err)
+		}
+		h.fails(dir, exitFailure, "agentvm up --cold", "resume")
+		h.fails(dir, exitFailure, "agentvm up --cold", "up")
+		if c := h.up(dir, "--cold"); c.Restored {
+			t.Error("it was restored")
+		}
+		if got := h.guest(dir, "cat ~/kept; ls /dev/shm"); !strings.HasPrefix(got, "on disk\n") || strings.Contains(got, "kept") {
+			t.Errorf("in the guest: %q", got)
+		}
+	})
+	h.must(dir, "down")
+	h.nothingLeft()
+}
+
+func (h *host) resume(dir string) (c came) {
+	h.t.Helper()
+	if err := json.Unmarshal([]byte(h.must(dir, "resume", "--json").stdout), &c); err != nil {
+		h.t.Fatal(err)
+	}
+	return c
+}
+
+func (h *host) snapshots(dir string) (list []snapshotView) {
+	h.t.Helper()
+	if err := json.Unmarshal([]byte(h.must(dir, "snapshot", "ls", "--json").stdout), &list); err != nil {
+		h.t.Fatal(err)
+	}
+	return list
+}

@@ -1,0 +1,137 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// inUse is a world whose machine can be saved.
+func inUse(t *testing.T) (*world, func(*instance.Spec)) {
+	w := newWorld()
+	w.anew = true
+	w.guests <- fakeGuest{mortal: newMortal()} // for the login afterwards
+	return w, func(s *instance.Spec) {
+		disk := strings.Replace(s.Machine.Console, "console.log", "root.qcow2", 1)
+		s.Machine.Disks = []vm.Disk{{Path: disk}}
+		for path, content := range map[string]string{
+			disk: "the disk",
+			strings.Replace(s.Machine.Console, "console.log", instance.CloneFile, 1): "mount",
+		} {
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestSuspend(t *testing.T) {
+	w, spec := inUse(t)
+	l := begin(t, w, spec)
+	l.until(instance.Ready)
+	if err := l.client.Suspend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.end(); err != nil {
+		t.Error(err)
+	}
+	if s := l.until(instance.Suspended); len(s.Children) != 0 || s.Console != nil {
+		t.Errorf("status %+v", s)
+	}
+	if want := []string{"unplug 0", "save " + instance.SavedDir}; !slices.Equal(*w.machine.did, want) {
+		t.Errorf("did %q, want %q", *w.machine.did, want)
+	}
+}
+
+// TestSnapshot: the machine goes on, with its share, and the disk is copied
+// before it does.
+func TestSnapshot(t *testing.T) {
+	w, spec := inUse(t)
+	dir := t.TempDir() + "/one"
+	w.line.run = func(_ context.Context, script string, each func(string)) error {
+		if disk, err := os.ReadFile(dir + "/root.qcow2"); string(disk) != "the disk" {
+			t.Errorf("when it runs again its disk is %q, %v", disk, err)
+		}
+		if script != "mount" {
+			t.Errorf("program %q", script)
+		}
+		each("login")
+		return nil
+	}
+	l := begin(t, w, spec)
+	l.until(instance.Ready)
+	if err := l.client.Snapshot(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := l.client.Status(t.Context()); err != nil || s.State != instance.Ready {
+		t.Errorf("status %+v, %v", s, err)
+	}
+	if want := []string{"unplug 0", "save one", "plug 0 workspace", "resume"}; !slices.Equal(*w.machine.did, want) {
+		t.Errorf("did %q, want %q", *w.machine.did, want)
+	}
+}
+
+// TestNotSaved: whatever keeps a machine from being saved, it is ready
+// afterwards, and nothing is left that a start would go on from.
+func TestNotSaved(t *testing.T) {
+	for name, tt := range map[string]struct {
+		harm   func(*world)
+		reason string
+		did    []string
+	}{
+		"a share is in use": {func(w *world) {
+			w.guests = make(chan fakeGuest, 1)
+			w.guests <- fakeGuest{mortal: newMortal(), run: func(script string, out io.Writer) (int, error) {
+				if strings.Contains(script, "python3 -c") {
+					fmt.Fprintln(out, "/workspace is in use by process 7 (vi)")
+					return 3, nil
+				}
+				return 0, nil
+			}}
+		}, "in use by process 7 (vi)", nil},
+		"the guest keeps a share": {func(w *world) { w.machine.keeps = true }, "the guest refused", []string{"resume"}},
+		"the disk is full": {func(w *world) { w.machine.saveErr = errors.New("no space left on device") }, "no space left",
+			[]string{"unplug 0", "save saved", "plug 0 workspace", "resume"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, spec := inUse(t)
+			tt.harm(w)
+			l := begin(t, w, spec)
+			l.until(instance.Ready)
+			if err := l.client.Suspend(t.Context()); err == nil || !strings.Contains(err.Error(), tt.reason) {
+				t.Errorf("error %v", err)
+			}
+			if s := l.until(instance.Ready); s.Reason != "" {
+				t.Errorf("status %+v", s)
+			}
+			if !slices.Equal(*w.machine.did, tt.did) {
+				t.Errorf("did %q, want %q", *w.machine.did, tt.did)
+			}
+			if _, err := os.Stat(l.inst.Path(instance.SavedDir)); !os.IsNotExist(err) {
+				t.Errorf("left: %v", err)
+			}
+		})
+	}
+}
+
+// TestNotBack: a guest that does not take its shares back has failed.
+func TestNotBack(t *testing.T) {
+	w, spec := inUse(t)
+	w.line.run = failing
+	l := begin(t, w, spec)
+	l.until(instance.Ready)
+	if err := l.client.Snapshot(t.Context(), t.TempDir()+"/one"); err == nil {
+		t.Error("no error")
+	}
+	if s := l.until(instance.Failed); !strings.Contains(s.Reason, "did not come back") {
+		t.Errorf("status %+v", s)
+	}
+}
