@@ -113,7 +113,11 @@ func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, er
 		s.ssh.Close()
 	}
 	s.setGuest(nil)
-	unplugged, failed := s.unplug(ctx)
+	// The guest cannot be told to keep what it was asked to let go of.
+	unplugged, failed := s.unplug(life)
+	if failed == nil && ctx.Err() != nil {
+		failed = context.Cause(ctx)
+	}
 	if failed == nil {
 		failed = s.write(ctx, req)
 	}
