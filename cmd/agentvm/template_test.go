@@ -153,6 +153,9 @@ func TestTemplateDamaged(t *testing.T) {
 		{"state cut short", "state has changed", func(*testing.T) {
 			edit("state", func(b []byte) []byte { return b[:len(b)-100] })
 		}},
+		{"a byte of the disk", template.DiskFile + " has changed", func(*testing.T) {
+			edit(template.DiskFile, func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
+		}},
 		{"no disk", template.DiskFile, func(t *testing.T) {
 			if err := os.Remove(filepath.Join(at, template.DiskFile)); err != nil {
 				t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -16,7 +15,6 @@ import (
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
-	"github.com/agentvm/agentvm/vm/saved"
 	"github.com/agentvm/agentvm/vm/template"
 )
 
@@ -63,10 +61,18 @@ func makeFiles(ctx context.Context, inst *instance.Instance, spec instance.Spec,
 	if err := writeCloneProgram(inst, spec, cfg); err != nil {
 		return err
 	}
+	if err := emptyConsole(inst); err != nil {
+		return err
+	}
+	return handOver(inst, spec)
+}
+
+// emptyConsole begins the log of another run.
+func emptyConsole(inst *instance.Instance) error {
 	if err := os.WriteFile(inst.Path(ConsoleFile), nil, 0o600); err != nil {
 		return fmt.Errorf("empty the console log: %w", err)
 	}
-	return handOver(inst, spec)
+	return nil
 }
 
 // makeDisk makes the machine's disk, which lies over the image's. One that
@@ -75,15 +81,8 @@ func makeDisk(ctx context.Context, path string, plan plan, from *template.Templa
 	if from == nil {
 		return images.CreateOverlay(ctx, path, plan.image, plan.spec.Disk)
 	}
-	src := filepath.Join(from.Dir, template.DiskFile)
-	if _, err := os.Stat(src); err != nil {
-		return fmt.Errorf("%w: %w", errTemplateDisk, err)
-	}
-	return saved.Copy(path, src) // an error is a full disk, say: no fault of the template's
+	return from.CopyDisk(path)
 }
-
-// errTemplateDisk is a template without its disk.
-var errTemplateDisk = errors.New("the template's disk cannot be read")
 
 func writeSeed(inst *instance.Instance, cfg cloudinit.Config) error {
 	seed, err := cloudinit.NewSeed(cfg)

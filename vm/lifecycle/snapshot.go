@@ -201,7 +201,7 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, 
 	}
 	res, err := m.goOn(ctx, inst, s.Spec, s.dir, report)
 	if err != nil && ctx.Err() == nil {
-		err = vm.WithHint(fmt.Errorf("the disk is that of snapshot %q, but not the memory: %w", name, err), "agentvm up --cold boots from that disk")
+		err = fmt.Errorf("the machine has the disk of snapshot %q, and could not go on from its memory: %w", name, err)
 	}
 	return res, err
 }

@@ -88,12 +88,11 @@ func (m *Manager) discardSaved(inst *instance.Instance) error {
 // resume goes on with a machine from where it was suspended. The caller holds
 // its lock.
 func (m *Manager) resume(ctx context.Context, inst *instance.Instance, spec instance.Spec, report Report) (Result, error) {
-	res, err := m.goOn(ctx, inst, spec, inst.Path(instance.SavedDir), report)
-	if err != nil && ctx.Err() == nil && vm.Hint(err) == "" {
-		err = vm.WithHint(err, "agentvm up --cold boots it, and gives up what ran when it was suspended")
-	}
-	return res, err
+	return m.goOn(ctx, inst, spec, inst.Path(instance.SavedDir), report)
 }
+
+// bootInstead is always left.
+const bootInstead = "agentvm up --cold boots it from its disk, and gives up what ran when it was saved"
 
 // errOtherHardware is a saved state that this host cannot go on from.
 var errOtherHardware = errors.New("QEMU or the host's processor is another one than when it was saved")
@@ -106,8 +105,7 @@ func (m *Manager) goOn(ctx context.Context, inst *instance.Instance, spec instan
 		return res, err
 	}
 	if hardware != spec.Hardware {
-		return res, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q cannot go on: %w", inst.Name, errOtherHardware)),
-			"agentvm up --cold boots it, and gives up what ran when it was saved")
+		return res, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q cannot go on: %w", inst.Name, errOtherHardware)), bootInstead)
 	}
 	if err := m.Store.Dirs.Reachable(); err != nil {
 		return res, err
@@ -118,6 +116,9 @@ func (m *Manager) goOn(ctx context.Context, inst *instance.Instance, spec instan
 	if err := writeResumeProgram(inst, spec); err != nil {
 		return res, err
 	}
+	if err := emptyConsole(inst); err != nil {
+		return res, err
+	}
 	if err := handOver(inst, spec); err != nil {
 		return res, err
 	}
@@ -126,6 +127,8 @@ func (m *Manager) goOn(ctx context.Context, inst *instance.Instance, spec instan
 		return res, err
 	}
 	res.Spec = spec
-	res.Status, err = m.start(ctx, inst, spec, report)
+	if res.Status, err = m.start(ctx, inst, spec, report); res.Status.RestoreFailed {
+		err = vm.WithHint(err, bootInstead)
+	}
 	return res, err
 }

@@ -167,7 +167,7 @@ func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan
 		spec := plan.spec
 		spec.Machine.Saved = from.Dir
 		status, err := m.attempt(ctx, inst, spec, plan, from, begun, report)
-		if err == nil || ctx.Err() != nil || !status.RestoreFailed && !errors.Is(err, errTemplateDisk) {
+		if err == nil || ctx.Err() != nil || !status.RestoreFailed && !errors.Is(err, template.ErrDisk) {
 			return spec, status, err
 		}
 		why := cmp.Or(status.Reason, err.Error())

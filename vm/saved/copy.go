@@ -3,9 +3,22 @@ package saved
 import (
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 )
+
+// Checksum is the CRC-32C of a file, for noticing decay.
+func Checksum(path string) (uint32, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	crc := crc32.New(castagnoli)
+	_, err = io.Copy(crc, f)
+	return crc.Sum32(), err
+}
 
 // Copy copies a disk, which nobody may be writing to, to a new file of the
 // caller's: in the kernel, and without copying where the file system can share

@@ -28,10 +28,11 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/saved"
 )
 
 // Format is the version of a template's files. It is part of every key.
-const Format = 1
+const Format = 2
 
 // Files of a template's directory, beside those of package saved.
 const (
@@ -48,6 +49,7 @@ type Manifest struct {
 	Name    string    `json:"name"`  // the image's, for people
 	CPUs    int       `json:"cpus"`
 	Memory  int64     `json:"memory"` // bytes of guest memory
+	DiskCRC uint32    `json:"diskCrc32c"`
 }
 
 // Template is one that is complete.
@@ -217,6 +219,10 @@ func (s Store) lockFile(key string) string {
 // template for the manifest's key. The caller holds the key's lock.
 func (s Store) Publish(dir string, m Manifest) (*Template, error) {
 	m.Format = Format
+	var err error
+	if m.DiskCRC, err = saved.Checksum(filepath.Join(dir, DiskFile)); err != nil {
+		return nil, fmt.Errorf("publish template: %w", err)
+	}
 	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return nil, err
@@ -232,6 +238,22 @@ func (s Store) Publish(dir string, m Manifest) (*Template, error) {
 	}
 	return s.open(id)
 }
+
+// CopyDisk gives a machine that goes on from the template a disk of its own. An
+// error that wraps ErrDisk is the template's fault.
+func (t *Template) CopyDisk(dst string) error {
+	src := filepath.Join(t.Dir, DiskFile)
+	switch crc, err := saved.Checksum(src); {
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrDisk, err)
+	case crc != t.DiskCRC:
+		return fmt.Errorf("%w: %s has changed", ErrDisk, DiskFile)
+	}
+	return saved.Copy(dst, src)
+}
+
+// ErrDisk is a template without the disk that its memory remembers.
+var ErrDisk = errors.New("the template's disk cannot be used")
 
 // Remove deletes a template. Machines that have started from it do not mind.
 func (s Store) Remove(t *Template) error {

@@ -21,8 +21,10 @@ func publish(t *testing.T, s Store, key string, bytes int, used time.Time) *Temp
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "memory"), make([]byte, bytes), 0o600); err != nil {
-		t.Fatal(err)
+	for name, content := range map[string][]byte{"memory": make([]byte, bytes), DiskFile: nil} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	made, err := s.Publish(dir, Manifest{Key: key, Created: time.Now()})
 	if err != nil {
@@ -140,5 +142,32 @@ func TestLock(t *testing.T) {
 		t.Error(err)
 	} else {
 		release()
+	}
+}
+
+// TestCopyDisk: a disk that is not what was published is never given out.
+func TestCopyDisk(t *testing.T) {
+	s := Store{Dir: t.TempDir(), Max: 1 << 30}
+	made := publish(t, s, key("a"), 1, time.Now())
+	to := filepath.Join(t.TempDir(), "disk")
+	if err := made.CopyDisk(to); err != nil {
+		t.Fatal(err)
+	}
+	if err := made.CopyDisk(to); err == nil || errors.Is(err, ErrDisk) {
+		t.Errorf("onto a disk that is there: %v", err)
+	}
+	for name, harm := range map[string]func(path string) error{
+		"another byte": func(path string) error { return os.WriteFile(path, []byte{1}, 0o600) },
+		"gone":         os.Remove,
+	} {
+		if err := harm(filepath.Join(made.Dir, DiskFile)); err != nil {
+			t.Fatal(err)
+		}
+		if err := made.CopyDisk(to + name); !errors.Is(err, ErrDisk) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(to + name); err == nil {
+			t.Errorf("%s: it was copied", name)
+		}
 	}
 }
