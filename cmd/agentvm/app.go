@@ -82,7 +82,7 @@ the machine but what agentvm.yaml names.`,
 		a.initCommand(), a.upCommand(), a.runCommand(), a.execCommand(), a.shellCommand(),
 		a.lsCommand(), a.statusCommand(), a.logsCommand(),
 		a.stopCommand(), a.startCommand(), a.restartCommand(), a.downCommand(),
-		a.suspendCommand(), a.resumeCommand(), a.snapshotCommand(),
+		a.suspendCommand(), a.resumeCommand(), a.snapshotCommand(), a.forkCommand(),
 		a.cpCommand(), a.forwardCommand(), a.sshConfigCommand(), a.sshProxyCommand(),
 		a.imageCommand(), a.templateCommand(), a.agentsCommand(), a.doctorCommand(), a.versionCommand(), a.superviseCommand(),
 	)
@@ -190,16 +190,26 @@ func (a *app) target(args []string) (*instance.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	ws, wsErr := filepath.EvalSymlinks(p.Workspace())
+	var mine []*instance.Instance
+	if wsErr == nil {
+		if mine, err = store.ForWorkspace(ws); err != nil {
+			return nil, err
+		}
+	}
 	if p.Config.Name != "" {
-		return store.Get(p.Config.Name)
+		inst, err := store.Get(p.Config.Name)
+		if err != nil || len(mine) != 1 {
+			return inst, err
+		}
+		// A fork's project has the name of what it was forked from.
+		if spec, err := inst.Spec(); err == nil && spec.Workspace != ws {
+			return mine[0], nil
+		}
+		return inst, nil
 	}
-	ws, err := filepath.EvalSymlinks(p.Workspace())
-	if err != nil {
-		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("find the workspace: %w", err))
-	}
-	mine, err := store.ForWorkspace(ws)
-	if err != nil {
-		return nil, err
+	if wsErr != nil {
+		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("find the workspace: %w", wsErr))
 	}
 	switch len(mine) {
 	case 1:

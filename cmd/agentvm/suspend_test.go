@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,6 +110,39 @@ func TestSuspend(t *testing.T) {
 		}
 		h.must(dir, "snapshot", "rm", "stopped")
 		h.fails(dir, exitNotFound, "has no snapshot", "snapshot", "restore", "stopped")
+	})
+	t.Run("fork", func(t *testing.T) {
+		h.must(dir, "snapshot", "restore", "before")
+		end := h.busyShare(dir)
+		h.fails(dir, exitFailure, "/workspace is in use by process", "fork")
+		end()
+		h.fails(dir, exitUsage, "not a number of forks", "fork", "0")
+		h.must(dir, "fork", "2")
+		inOrder(t)
+		own := h.is(dir, "sleeper")
+		boots := []string{own.BootID}
+		for _, name := range []string{"sleeper-fork-1", "sleeper-fork-2"} {
+			// Its project says that it is called sleeper, and its directory says which.
+			fork := dir + strings.TrimPrefix(name, "sleeper")
+			s := h.is(fork, name)
+			if slices.Contains(boots, s.BootID) {
+				t.Errorf("boot %s twice", s.BootID)
+			}
+			boots = append(boots, s.BootID)
+			if got := h.guest(fork, "pgrep -c -f 'sleep 9876[5]'; cat /dev/shm/kept ~/kept /workspace/out; echo of the fork >/workspace/out"); got != "1\nin memory\non disk\nof the guest\n" {
+				t.Errorf("%s: %q", name, got)
+			}
+			h.must(fork, "down")
+			if got, _ := os.ReadFile(filepath.Join(fork, "out")); string(got) != "of the fork\n" {
+				t.Errorf("the workspace of %s that is left has %q", name, got)
+			}
+		}
+		if got, _ := os.ReadFile(filepath.Join(dir, "out")); string(got) != "of the guest\n" {
+			t.Errorf("the fork wrote %q to the workspace", got)
+		}
+		if left, _ := filepath.Glob(h.instance("sleeper").Path(instance.SnapshotsDir + "/.*")); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
 	})
 	t.Run("killed while it is saved", func(t *testing.T) {
 		h.must(dir, "snapshot", "restore", "before")

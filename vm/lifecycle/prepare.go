@@ -15,7 +15,6 @@ import (
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
-	"github.com/agentvm/agentvm/vm/template"
 )
 
 // Files that Prepare makes in an instance's directory.
@@ -30,7 +29,7 @@ const (
 
 // prepare makes what the machine needs on disk and does not have yet: keys,
 // the root disk's overlay, the seed. It is idempotent.
-func prepare(ctx context.Context, inst *instance.Instance, spec instance.Spec, plan plan, from *template.Template) error {
+func prepare(ctx context.Context, inst *instance.Instance, spec instance.Spec, plan plan, from source) error {
 	client, err := keyPair(inst.Path(ClientKeyFile), "agentvm client of "+spec.Name)
 	if err != nil {
 		return err
@@ -46,7 +45,7 @@ func prepare(ctx context.Context, inst *instance.Instance, spec instance.Spec, p
 
 // makeFiles makes what the machine of spec opens, and what tells its guest who
 // it is. A disk that is there stays.
-func makeFiles(ctx context.Context, inst *instance.Instance, spec instance.Spec, cfg cloudinit.Config, plan plan, from *template.Template) error {
+func makeFiles(ctx context.Context, inst *instance.Instance, spec instance.Spec, cfg cloudinit.Config, plan plan, from source) error {
 	if _, err := os.Stat(inst.Path(OverlayFile)); errors.Is(err, fs.ErrNotExist) {
 		if err := checkDisk(inst.Dir); err != nil {
 			return err
@@ -75,9 +74,14 @@ func emptyConsole(inst *instance.Instance) error {
 	return nil
 }
 
+// source is a saved machine whose disk others begin with.
+type source interface {
+	CopyDisk(dst string) error
+}
+
 // makeDisk makes the machine's disk, which lies over the image's. One that
-// goes on from a template begins with a copy of the template's, which is small.
-func makeDisk(ctx context.Context, path string, plan plan, from *template.Template) error {
+// goes on from a saved one begins with a copy of its disk, which is small.
+func makeDisk(ctx context.Context, path string, plan plan, from source) error {
 	if from == nil {
 		return images.CreateOverlay(ctx, path, plan.image, plan.spec.Disk)
 	}

@@ -112,6 +112,11 @@ func (m *Manager) saveTo(ctx context.Context, inst *instance.Instance, dir strin
 	return spec, false, nil
 }
 
+// CopyDisk gives another machine the snapshot's disk.
+func (s Snapshot) CopyDisk(dst string) error {
+	return saved.Copy(dst, filepath.Join(s.dir, OverlayFile))
+}
+
 // diskFiles are the files that the machine writes to, of those that it has.
 func diskFiles(inst *instance.Instance) (names []string) {
 	for _, name := range []string{OverlayFile, VarsFile} {

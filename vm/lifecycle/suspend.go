@@ -22,6 +22,11 @@ func (m *Manager) Suspend(ctx context.Context, inst *instance.Instance, wait fun
 		return err
 	}
 	defer release()
+	return m.suspend(ctx, inst)
+}
+
+// suspend is Suspend for a caller that holds the lock.
+func (m *Manager) suspend(ctx context.Context, inst *instance.Instance) error {
 	spec, status, err := m.saveable(inst)
 	if err != nil {
 		return err

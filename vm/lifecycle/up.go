@@ -184,7 +184,7 @@ func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan
 }
 
 // attempt makes the machine's files and starts it.
-func (m *Manager) attempt(ctx context.Context, inst *instance.Instance, spec instance.Spec, plan plan, from *template.Template, begun func(), report Report) (instance.Status, error) {
+func (m *Manager) attempt(ctx context.Context, inst *instance.Instance, spec instance.Spec, plan plan, from source, begun func(), report Report) (instance.Status, error) {
 	if err := prepare(ctx, inst, spec, plan, from); err != nil {
 		return instance.Status{}, err
 	}
@@ -271,6 +271,12 @@ func (m *Manager) claim(p Project, ws Directory, opt UpOptions) (inst *instance.
 					return nil, false, err // it may well be this workspace's: no second one behind its back
 				}
 			}
+		}
+	}
+	if opt.Name == "" {
+		// A fork's project has the name of what it was forked from.
+		if inst, err := m.forkAt(ws.Path, name); inst != nil || err != nil {
+			return inst, false, err
 		}
 	}
 	inst, err = m.Store.Create(name)

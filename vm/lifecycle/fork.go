@@ -1,0 +1,244 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/saved"
+)
+
+// forkDir is where a fork's machine is kept while it is made, among the
+// snapshots under a name that none can have.
+const forkDir = ".fork"
+
+// Fork makes n machines that go on from where the running machine is, each with
+// a copy of the workspace beside it and an identity of its own. The machine is
+// suspended while everything is copied, so that nothing moves under the copy:
+// a guest that swaps a directory for a link would otherwise have files of the
+// host copied. It goes on whatever comes of it.
+func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, report Report, wait func()) (forks []Result, err error) {
+	release, err := inst.Lock(ctx, wait)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	spec, status, err := m.saveable(inst)
+	if err != nil {
+		return nil, err
+	}
+	targets, err := m.forkTargets(inst, spec, n)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.aloneWith(inst, spec.Workspace); err != nil {
+		return nil, err
+	}
+	made := Snapshot{Name: inst.Name, Memory: true, Spec: spec, dir: snapshotDir(inst, forkDir)}
+	defer func() { err = errors.Join(err, os.RemoveAll(made.dir)) }()
+	if err := os.RemoveAll(made.dir); err != nil { // of a killed command
+		return nil, fmt.Errorf("fork: %w", err)
+	}
+	if err := m.suspend(ctx, inst); err != nil {
+		return nil, err
+	}
+	copied := 0
+	err = keepSaved(inst, made.dir)
+	for ; err == nil && copied < n; copied++ {
+		report.Note("copying %s to %s", spec.Workspace, targets[copied].dir)
+		if err = copyTree(ctx, targets[copied].dir, spec.Workspace); err != nil {
+			break
+		}
+	}
+	if _, goneOn := m.resume(context.WithoutCancel(ctx), inst, spec, report); goneOn != nil {
+		err = errors.Join(err, fmt.Errorf("%q did not go on: %w", inst.Name, goneOn))
+	}
+	for i, t := range targets[:copied] {
+		var res Result
+		if err == nil {
+			if res, err = m.forkTo(ctx, t, made, status.Provisioned, report); err == nil {
+				forks = append(forks, res)
+				continue
+			}
+		}
+		// Nobody has worked in it.
+		if rmErr := os.RemoveAll(targets[i].dir); rmErr != nil {
+			err = errors.Join(err, rmErr)
+		}
+	}
+	return forks, err
+}
+
+// forkTarget is where one fork goes.
+type forkTarget struct {
+	name, dir string
+	config    string // path of the copied configuration; empty: there is none
+}
+
+// forkTargets finds names and directories for n forks.
+func (m *Manager) forkTargets(inst *instance.Instance, spec instance.Spec, n int) (list []forkTarget, err error) {
+	if spec.Config != "" && filepath.Dir(spec.Config) != spec.Workspace {
+		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("%q cannot be forked: its configuration %s does not lie at the top of its workspace, so that a copy would not have it", inst.Name, spec.Config))
+	}
+	for i := 1; len(list) < n; i++ {
+		t := forkTarget{name: fmt.Sprintf("%s-fork-%d", inst.Name, i), dir: fmt.Sprintf("%s-fork-%d", spec.Workspace, i)}
+		if err := vm.ValidName(t.name); err != nil {
+			return nil, vm.Classify(vm.ErrUsage, err)
+		}
+		if spec.Config != "" {
+			t.config = filepath.Join(t.dir, filepath.Base(spec.Config))
+		}
+		_, dirErr := os.Lstat(t.dir)
+		_, nameErr := m.Store.Get(t.name)
+		if errors.Is(dirErr, fs.ErrNotExist) && errors.Is(nameErr, vm.ErrNotFound) {
+			list = append(list, t)
+		}
+	}
+	return list, nil
+}
+
+// aloneWith makes sure that no other machine that runs can change dir.
+func (m *Manager) aloneWith(inst *instance.Instance, dir string) error {
+	list, err := m.Store.List()
+	if err != nil {
+		return err
+	}
+	within := func(a, b string) bool { return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
+	for _, other := range list {
+		if other.Name == inst.Name {
+			continue
+		}
+		status, err := other.Status()
+		if err != nil || !status.State.Live() {
+			continue
+		}
+		spec, err := other.Spec()
+		if err != nil {
+			return err
+		}
+		for _, s := range spec.Shares {
+			if !s.ReadOnly && (within(s.Source, dir) || within(dir, s.Source)) {
+				return vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q works in %s too, which cannot be copied meanwhile", other.Name, s.Source)), "agentvm suspend "+other.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// keepSaved keeps what the suspended machine is for others, since it deletes
+// that itself when it goes on.
+func keepSaved(inst *instance.Instance, dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("fork: %w", err)
+	}
+	files, err := os.ReadDir(inst.Path(instance.SavedDir))
+	if err != nil {
+		return fmt.Errorf("fork: %w", err)
+	}
+	for _, f := range files {
+		if err := os.Link(inst.Path(filepath.Join(instance.SavedDir, f.Name())), filepath.Join(dir, f.Name())); err != nil {
+			return fmt.Errorf("fork: %w", err)
+		}
+	}
+	for _, name := range diskFiles(inst) {
+		if err := saved.Copy(filepath.Join(dir, name), inst.Path(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyTree copies a directory as it is, without copying blocks where the file
+// system can share them. A copy that failed is removed.
+func copyTree(ctx context.Context, dst, src string) error {
+	out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", "--no-target-directory", "--", src, dst).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	} else if text := strings.TrimSpace(string(out)); text != "" {
+		err = errors.New(lastLines(text, 3))
+	}
+	return errors.Join(fmt.Errorf("copy %s to %s: %w", src, dst, err), os.RemoveAll(dst))
+}
+
+// forkTo starts one machine from what was made.
+func (m *Manager) forkTo(ctx context.Context, t forkTarget, from Snapshot, provisioned bool, report Report) (res Result, err error) {
+	p := defaultProject(t.dir)
+	if t.config != "" {
+		if p, err = LoadProject(t.config); err != nil {
+			return res, err
+		}
+	}
+	if p.Workspace() != t.dir {
+		return res, vm.Classify(vm.ErrUsage, fmt.Errorf("workspace.path in %s names another directory than the copy", t.config))
+	}
+	ws, err := CheckDirectory(t.dir, m.Home, true)
+	if err != nil {
+		return res, err
+	}
+	inst, err := m.Store.Create(t.name)
+	if err != nil {
+		return res, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, inst.Remove())
+		}
+	}()
+	release, err := inst.Lock(ctx, func() {})
+	if err != nil {
+		return res, err
+	}
+	defer release()
+	plan, err := m.plan(ctx, p, ws, inst, instance.Spec{}, UpOptions{Name: t.name, Agent: from.Spec.AgentChosen}, report)
+	if err != nil {
+		return res, err
+	}
+	hardware, err := m.Hardware(ctx, plan.spec.Machine)
+	if err != nil {
+		return res, err
+	}
+	if hardware != from.Spec.Hardware || plan.image.ID != from.Spec.ImageID {
+		return res, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("the environment has changed since %q started", from.Name)), "agentvm restart "+from.Name+" comes first")
+	}
+	if err := checkMemory(plan.spec.Machine.Memory); err != nil {
+		return res, err
+	}
+	if err := inst.WriteStatus(instance.Status{State: instance.Stopped, Provisioned: provisioned}); err != nil {
+		return res, err
+	}
+	plan.spec.Machine.Saved = from.dir
+	res = Result{Instance: inst, Spec: plan.spec, Created: true}
+	res.Status, err = m.attempt(ctx, inst, plan.spec, plan, from, func() {}, report)
+	return res, err
+}
+
+// forkAt finds the fork that has workspace ws, where another workspace's
+// machine has the name that its project asks for.
+func (m *Manager) forkAt(ws, name string) (*instance.Instance, error) {
+	mine, err := m.Store.ForWorkspace(ws)
+	if err != nil || len(mine) != 1 || mine[0].Name == name {
+		return nil, err
+	}
+	inst, err := m.Store.Get(name)
+	if errors.Is(err, vm.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	spec, err := inst.Spec()
+	if err != nil || spec.Workspace == ws {
+		return nil, nil // the caller says what is wrong with it
+	}
+	return mine[0], nil
+}
