@@ -2,10 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/lifecycle"
 )
@@ -103,8 +105,15 @@ func (a *app) restartCommand() *cobra.Command {
 		Use: "restart [NAME]", Short: "Stop the machine and start it with the present configuration",
 		Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeOneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			inst, err := a.stop(cmd, args, grace)
+			inst, err := a.target(args)
 			if err != nil {
+				return err
+			}
+			if inst.Suspended() {
+				return vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q is suspended, and a restart would lose what it would go on with", inst.Name)),
+					"agentvm resume "+inst.Name+" comes first, or agentvm up --cold gives that up")
+			}
+			if inst, err = a.stop(cmd, args, grace); err != nil {
 				return err
 			}
 			return a.start(cmd, inst)

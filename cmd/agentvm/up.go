@@ -22,7 +22,7 @@ type upFlags struct {
 
 func (f *upFlags) register(cmd *cobra.Command) {
 	f.registerEnvironment(cmd)
-	cmd.Flags().BoolVar(&f.opt.Cold, "cold", false, "boot a new machine, even where it could go on from a template")
+	cmd.Flags().BoolVar(&f.opt.Cold, "cold", false, "boot, even where the machine could go on from a template or from where it was suspended")
 	cmd.Flags().BoolVar(&f.opt.AllowWide, "allow-wide", false, "share / or the home directory all the same")
 }
 

@@ -31,7 +31,7 @@ type view struct {
 	CPUs      int               `json:"cpus,omitempty"`
 	Memory    int64             `json:"memory,omitempty"`
 	Accel     string            `json:"accel,omitempty"`
-	Restored  bool              `json:"restored,omitempty"` // this run went on from a template
+	Restored  bool              `json:"restored,omitempty"` // this run went on from a saved memory
 	Shares    []instance.Share  `json:"shares,omitempty"`
 	Network   *instance.Network `json:"network,omitempty"`
 	Warnings  []string          `json:"warnings,omitempty"`
@@ -161,7 +161,7 @@ func (a *app) showStatus(v view) error {
 		row("image", "%s (%s)", v.Image, v.ImageID)
 		row("machine", "%d CPUs, %s memory, %s", v.CPUs, units.BytesSize(float64(v.Memory)), v.Accel)
 		if v.Restored {
-			row("started", "from a template")
+			row("started", "from a saved memory")
 		}
 		for _, s := range v.Shares {
 			access := "read-write"

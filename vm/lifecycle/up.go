@@ -115,6 +115,9 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 		if opt.DryRun {
 			return Result{Instance: inst, Spec: old, Status: status}, nil
 		}
+		if opt.Agent != "" && opt.Agent != old.Agent {
+			report.Note("%q goes on as it was suspended, with agent %s; agentvm restart applies another", inst.Name, old.Agent)
+		}
 		res, err := m.resume(ctx, inst, old, report)
 		if err == nil || inst.Suspended() || !res.Status.RestoreFailed || ctx.Err() != nil {
 			return res, err

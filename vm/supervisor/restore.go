@@ -20,11 +20,21 @@ import (
 // errRestore is any failure to go on from a saved state.
 var errRestore = errors.New("restore")
 
-// Waits of a restore. They are short because booting is always left.
+// Waits of a restore. They are short because booting is always left; a machine
+// that was suspended with much in its memory takes longer to load.
 const (
 	restoreTimeout    = 10 * time.Second
 	restoreTimeoutTCG = time.Minute
+	restorePerGiB     = 5 * time.Second
 )
+
+func restoreLimit(m vm.Machine) time.Duration {
+	limit := restoreTimeout
+	if m.Accel == vm.AccelTCG {
+		limit = restoreTimeoutTCG
+	}
+	return limit + time.Duration(m.Memory>>30)*restorePerGiB
+}
 
 var errRestoreSlow = errors.New("the restored guest does not answer in time")
 
@@ -32,11 +42,7 @@ var errRestoreSlow = errors.New("the restored guest does not answer in time")
 // socket to start, and the shares only before the guest runs, so memory, QEMU
 // and the shares' servers come up at the same time.
 func (s *Supervisor) restore(ctx context.Context) error {
-	limit := restoreTimeout
-	if s.spec.Machine.Accel == vm.AccelTCG {
-		limit = restoreTimeoutTCG
-	}
-	bounded, cancel := context.WithTimeoutCause(ctx, limit, errRestoreSlow)
+	bounded, cancel := context.WithTimeoutCause(ctx, restoreLimit(s.spec.Machine), errRestoreSlow)
 	defer cancel()
 	guest, warnings, err := s.goOn(bounded, ctx)
 	if err != nil {
