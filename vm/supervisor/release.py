@@ -66,5 +66,6 @@ for tag, target, readonly in reversed(told["shares"]):
 os.sync()
 with open("/run/agentvm-listen", "w") as f:
     f.write(told["listener"])
-subprocess.run(["systemctl", "reset-failed", "agentvm-line"], stderr=subprocess.DEVNULL)
+for verb in "stop", "reset-failed":  # one that nobody came to talk to
+    subprocess.run(["systemctl", verb, "agentvm-line"], stderr=subprocess.DEVNULL)
 subprocess.run(["systemd-run", "--quiet", "--collect", "--unit=agentvm-line", "python3", "/run/agentvm-listen"], check=True)

@@ -98,12 +98,17 @@ func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, er
 	ctx, cancel := context.WithCancelCause(life)
 	defer cancel(nil)
 	defer context.AfterFunc(req.ctx, func() { cancel(errors.New("interrupted")) })()
-	if err := s.release(ctx, guest); err != nil {
+	// What the guest has begun to let go of cannot be told from here: that is seen through.
+	if err := s.release(life, guest); errors.As(err, new(inUse)) {
+		return err, nil
+	} else if err != nil {
+		s.remount(life, guest)
 		return err, nil
 	}
 	l, err := s.listener(ctx)
 	if err != nil {
-		return errors.Join(err, s.remount(life, guest)), nil
+		s.remount(life, guest)
+		return err, nil
 	}
 	defer l.Close() // not before the guest has its shares again: it would see that, and hang up
 	// From here on the guest has nobody to talk to.
@@ -158,30 +163,38 @@ func (s *Supervisor) release(ctx context.Context, guest Guest) error {
 	case err != nil:
 		return fmt.Errorf("ask the guest to let go of its shares: %w", err)
 	case code == 3:
-		return errors.New(plain(strings.TrimSpace(out.String())))
+		return inUse{plain(strings.TrimSpace(out.String()))}
 	case code != 0:
 		return fmt.Errorf("the guest could not let go of its shares (exit code %d): %s", code, plain(lastLine(out.String())))
 	}
 	return nil
 }
 
-// remount takes a release back.
-func (s *Supervisor) remount(ctx context.Context, guest Guest) error {
+// inUse is a share that the guest cannot let go of. It has them all still.
+type inUse struct{ who string }
+
+func (e inUse) Error() string { return e.who }
+
+// remount takes a release back, as far as it got.
+func (s *Supervisor) remount(ctx context.Context, guest Guest) {
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	var script strings.Builder
+	script.WriteString("set -e\nsudo -n systemctl stop agentvm-line 2>/dev/null || :\n")
 	for _, sh := range s.spec.Shares {
 		mode := "rw"
 		if sh.ReadOnly {
 			mode = "ro"
 		}
-		fmt.Fprintf(&script, "sudo -n mount -t virtiofs -o %s %s %s\n", mode, sh.Tag, shellQuote(sh.Target))
+		target := shellQuote(sh.Target)
+		fmt.Fprintf(&script, "mountpoint -q %s || sudo -n mount -t virtiofs -o %s %s %s\n", target, mode, sh.Tag, target)
 	}
 	var out head
-	if code, err := guest.Run(ctx, "set -e\n"+script.String(), &out); err != nil || code != 0 {
-		return fmt.Errorf("mount the shares again: %s: %w", plain(lastLine(out.String())), err)
+	if code, err := guest.Run(ctx, script.String(), &out); err != nil || code != 0 {
+		warning := plain(fmt.Sprintf("a share is not mounted any more, since the machine could not be saved: %s (%v)", lastLine(out.String()), err))
+		s.change(func(st *instance.Status) { st.Warnings = append(st.Warnings, warning) })
+		s.to(instance.Degraded, warning)
 	}
-	return nil
 }
 
 // listener opens the line to the listener that release has started.

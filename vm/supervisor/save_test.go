@@ -14,8 +14,8 @@ import (
 	"github.com/agentvm/agentvm/vm/instance"
 )
 
-// inUse is a world whose machine can be saved.
-func inUse(t *testing.T) (*world, func(*instance.Spec)) {
+// savable is a world whose machine can be saved.
+func savable(t *testing.T) (*world, func(*instance.Spec)) {
 	w := newWorld()
 	w.anew = true
 	w.guests <- fakeGuest{mortal: newMortal()} // for the login afterwards
@@ -33,8 +33,36 @@ func inUse(t *testing.T) (*world, func(*instance.Spec)) {
 	}
 }
 
+// TestNotReleased: a guest whose answer is lost gets back what it may have let
+// go of, and one that does not take it is degraded.
+func TestNotReleased(t *testing.T) {
+	for code, want := range map[int]instance.State{0: instance.Ready, 1: instance.Degraded} {
+		w, spec := savable(t)
+		w.guests = make(chan fakeGuest, 1)
+		remounted := make(chan string, 1)
+		w.guests <- fakeGuest{mortal: newMortal(), run: func(script string, out io.Writer) (int, error) {
+			switch {
+			case strings.Contains(script, "python3 -c"):
+				return 1, nil
+			case strings.Contains(script, "mount -t virtiofs"):
+				remounted <- script
+				return code, nil
+			}
+			return 0, nil
+		}}
+		l := begin(t, w, spec)
+		l.until(instance.Ready)
+		if err := l.client.Suspend(t.Context()); err == nil {
+			t.Error("no error")
+		}
+		if s := l.until(want); !strings.Contains(<-remounted, "workspace '/workspace'") || len(s.Warnings) != code {
+			t.Errorf("status %+v", s)
+		}
+	}
+}
+
 func TestSuspend(t *testing.T) {
-	w, spec := inUse(t)
+	w, spec := savable(t)
 	l := begin(t, w, spec)
 	l.until(instance.Ready)
 	if err := l.client.Suspend(t.Context()); err != nil {
@@ -54,7 +82,7 @@ func TestSuspend(t *testing.T) {
 // TestSnapshot: the machine goes on, with its share, and the disk is copied
 // before it does.
 func TestSnapshot(t *testing.T) {
-	w, spec := inUse(t)
+	w, spec := savable(t)
 	dir := t.TempDir() + "/one"
 	w.line.run = func(_ context.Context, script string, each func(string)) error {
 		if disk, err := os.ReadFile(dir + "/root.qcow2"); string(disk) != "the disk" {
@@ -102,7 +130,7 @@ func TestNotSaved(t *testing.T) {
 			[]string{"unplug 0", "save saved", "plug 0 workspace", "resume"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, spec := inUse(t)
+			w, spec := savable(t)
 			tt.harm(w)
 			l := begin(t, w, spec)
 			l.until(instance.Ready)
@@ -124,7 +152,7 @@ func TestNotSaved(t *testing.T) {
 
 // TestNotBack: a guest that does not take its shares back has failed.
 func TestNotBack(t *testing.T) {
-	w, spec := inUse(t)
+	w, spec := savable(t)
 	w.line.run = failing
 	l := begin(t, w, spec)
 	l.until(instance.Ready)
