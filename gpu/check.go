@@ -34,6 +34,7 @@ const (
 	BootVGA       = "boot-vga"
 	Framebuffer   = "framebuffer"
 	Held          = "held"
+	OtherOverride = "other-override"
 	HoldersHidden = "holders-hidden"
 	MemlockLow    = "memlock"
 	NoReset       = "no-reset"
@@ -145,6 +146,11 @@ func checkUse(f *Device) (findings []Finding) {
 		}
 		findings = append(findings, Finding{Code: Held, Severity: Problem, Forcible: f.Driver != vfioDriver, Device: f.Address, Detail: "it is in use by " + strings.Join(who, ", "),
 			Fix: "stop them; nvidia-persistenced with systemctl stop nvidia-persistenced"})
+	}
+	if f.Driver != "" && f.Driver != vfioDriver && f.Override != "" && f.Override != f.Driver {
+		// The kernel would not let us give it back to the driver it has.
+		findings = append(findings, Finding{Code: OtherOverride, Severity: Problem, Device: f.Address, Detail: "it is bound to " + f.Driver + ", and its driver_override names " + f.Override,
+			Fix: "settle that first: echo | sudo tee " + pciDevices + "/" + f.Address + "/driver_override"})
 	}
 	if f.Driver == vfioDriver {
 		findings = append(findings, Finding{Code: Prebound, Severity: Warning, Device: f.Address, Detail: "it is bound to vfio-pci already, and stays so when it is released"})

@@ -26,7 +26,7 @@ const (
 	StepBound    Step = "bound"          // nothing; it is bound
 	StepRelease  Step = "release"        // take it from vfio-pci
 	StepReset    Step = "reset-override" // write back driver_override
-	StepReprobe  Step = "reprobe"        // let its own driver have it
+	StepRebind   Step = "rebind"         // give it to its own driver
 	StepVerify   Step = "verify"         // see that it is as it was
 )
 
@@ -74,7 +74,7 @@ func parseJournal(data []byte) (*Journal, error) {
 		return nil, fmt.Errorf("driver %q, override %q or group %q is not a name", j.Driver, j.Override, j.Group)
 	}
 	switch j.Step {
-	case StepOverride, StepUnbind, StepProbe, StepBound, StepRelease, StepReset, StepReprobe, StepVerify:
+	case StepOverride, StepUnbind, StepProbe, StepBound, StepRelease, StepReset, StepRebind, StepVerify:
 		return &j, nil
 	}
 	return nil, fmt.Errorf("unknown step %q", j.Step)

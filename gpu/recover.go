@@ -172,10 +172,10 @@ func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 	if stranger != "" {
 		return done(Restored, "somebody bound it to %s meanwhile, and it stays so", stranger)
 	}
-	if err := m.record(j, StepReprobe); err != nil {
+	if err := m.record(j, StepRebind); err != nil {
 		return fail(err)
 	}
-	if err := m.reprobe(ctx, j); err != nil {
+	if err := m.rebind(ctx, j); err != nil {
 		return fail(err)
 	}
 	if err := m.record(j, StepVerify); err != nil {
@@ -190,21 +190,20 @@ func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 	return done(Restored, "it is back on %s", j.Driver)
 }
 
-// reprobe gives a function back to its driver. It asks even when the driver
-// seems to have it: an unbind that is still blocked holds the device, and the
-// probe waits for it.
-func (m *Manager) reprobe(ctx context.Context, j *Journal) error {
+// rebind gives a function back to its driver, by name: drivers_probe takes the
+// first that matches, which need not be the one it had. It asks even when
+// the driver seems to have it: an unbind that is still blocked holds the
+// device, and this waits for it.
+func (m *Manager) rebind(ctx context.Context, j *Journal) error {
 	if j.Driver == "" {
-		return nil // a probe would find one
+		return nil
 	}
-	probe := m.write(ctx, "/sys/bus/pci/drivers_probe", j.Address)
-	if errors.Is(probe, ErrBlocked) {
-		return probe
+	err := m.write(ctx, filepath.Join(pciDrivers, j.Driver, "bind"), j.Address)
+	if errors.Is(err, ErrBlocked) {
+		return err
 	}
-	if m.driver(j.Address) == "" { // several drivers may match; this is the one it had
-		if err := m.write(ctx, filepath.Join(pciDrivers, j.Driver, "bind"), j.Address); err != nil && m.driver(j.Address) == "" {
-			return vm.WithHint(errors.Join(probe, err), "see that the driver "+j.Driver+" is loaded, then: agentvm gpu recover")
-		}
+	if m.driver(j.Address) == "" && err != nil {
+		return vm.WithHint(err, "see that the driver "+j.Driver+" is loaded, then: agentvm gpu recover")
 	}
 	return m.await(ctx, j.Address, j.Driver)
 }
