@@ -84,7 +84,7 @@ func checkHost(inv *Inventory) (findings []Finding) {
 	case inv.VFIOAvailable:
 		findings = append(findings, Finding{Code: NoVFIO, Severity: Problem, Detail: "the driver vfio-pci is not loaded", Fix: "sudo modprobe vfio-pci"})
 	default:
-		findings = append(findings, Finding{Code: NoVFIO, Severity: Problem, Detail: "this kernel has no vfio-pci driver", Fix: "boot a kernel with CONFIG_VFIO_PCI; Debian's linux-image-amd64 has it, linux-image-cloud-amd64 may not"})
+		findings = append(findings, Finding{Code: NoVFIO, Severity: Problem, Detail: "this kernel has no vfio-pci driver", Fix: "boot a kernel with CONFIG_VFIO_PCI, such as Debian's linux-image-amd64"})
 	}
 	if inv.Memlock < memlockWanted {
 		findings = append(findings, Finding{Code: MemlockLow, Severity: Warning,

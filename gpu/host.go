@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Host is where devices are looked for and bound.
@@ -15,6 +16,8 @@ type Host struct {
 	// Write writes a file below /sys, given by its path on the host. Nil
 	// writes for real, with a deadline.
 	Write func(ctx context.Context, path, data string) error
+
+	Patience time.Duration // with one write; 0: 30 s, as drivers of large cards take seconds to let go
 
 	// Viable reports why the kernel does not let an IOMMU group be used. Nil
 	// asks the kernel.

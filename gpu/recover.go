@@ -96,6 +96,18 @@ func (m *Manager) Recover(ctx context.Context) (outcomes []Outcome, err error) {
 	return outcomes, err
 }
 
+// Stale lists the addresses that Recover would look at.
+func (m *Manager) Stale() (addresses []string, err error) {
+	journals, err := m.Journals()
+	boot := m.boot()
+	for _, j := range journals {
+		if j.stale(boot) {
+			addresses = append(addresses, j.Address)
+		}
+	}
+	return addresses, err
+}
+
 // giveBack restores each function, the last taken first. One that cannot be
 // does not keep the others from it.
 func (m *Manager) giveBack(ctx context.Context, inv *Inventory, journals []*Journal) (outcomes []Outcome, err error) {

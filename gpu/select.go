@@ -52,14 +52,13 @@ func Select(inv *Inventory, wanted string) ([]*Device, error) {
 		if !strings.ContainsAny(w, "*?[") {
 			pattern = "*" + w + "*"
 		}
+		if _, err := path.Match(pattern, ""); err != nil {
+			return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("%q is not a pattern: %w", wanted, err))
+		}
 		// Names have slashes ("GA104 [GeForce RTX 3070 / 3070 Ti]"), at which a path's * ends.
 		plain := strings.NewReplacer("/", " ")
 		for _, d := range inv.GPUs() {
-			ok, err := path.Match(plain.Replace(pattern), plain.Replace(strings.ToLower(d.Title())))
-			if err != nil {
-				return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("%q is not a pattern: %w", wanted, err))
-			}
-			if ok {
+			if ok, _ := path.Match(plain.Replace(pattern), plain.Replace(strings.ToLower(d.Title()))); ok {
 				found = append(found, d)
 			}
 		}

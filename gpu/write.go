@@ -15,9 +15,6 @@ import (
 // WriteArg is the first argument of the process that writes one file.
 const WriteArg = "gpu-write"
 
-// writeDeadline bounds one write. Drivers of large cards take seconds to let go.
-const writeDeadline = 30 * time.Second
-
 // ErrBlocked is a write that did not come back: somebody has the device open.
 // It may still happen later.
 var ErrBlocked = errors.New("the driver does not let go of the device")
@@ -63,7 +60,11 @@ func (h Host) write(ctx context.Context, path, data string) error {
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }() // ends with the child
-	timer := time.NewTimer(writeDeadline)
+	patience := h.Patience
+	if patience == 0 {
+		patience = 30 * time.Second
+	}
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case err := <-done:
