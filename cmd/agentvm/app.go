@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/agentvm/agentvm/gpu"
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/agent"
@@ -33,6 +34,8 @@ type app struct {
 	name      string // -n
 	json      bool   // --json, on the commands that offer it
 	verbose   bool   // -v
+
+	gpuRoot string // a test's stand-in for /, below which cards are looked for
 }
 
 // Main runs the program and returns its exit code.
@@ -41,6 +44,9 @@ func Main(args []string) int {
 	// happen before anything else looks at the arguments.
 	if len(args) > 1 && args[1] == share.InitArg {
 		return share.InitMain()
+	}
+	if len(args) > 1 && args[1] == gpu.WriteArg { // a write that may block
+		return gpu.WriteMain(args)
 	}
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -84,7 +90,7 @@ the machine but what agentvm.yaml names.`,
 		a.stopCommand(), a.startCommand(), a.restartCommand(), a.downCommand(),
 		a.suspendCommand(), a.resumeCommand(), a.snapshotCommand(), a.forkCommand(),
 		a.cpCommand(), a.forwardCommand(), a.sshConfigCommand(), a.sshProxyCommand(),
-		a.imageCommand(), a.templateCommand(), a.agentsCommand(), a.doctorCommand(), a.versionCommand(), a.superviseCommand(),
+		a.imageCommand(), a.templateCommand(), a.gpuCommand(), a.agentsCommand(), a.doctorCommand(), a.versionCommand(), a.superviseCommand(),
 	)
 	return root
 }

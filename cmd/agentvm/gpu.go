@@ -1,0 +1,380 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/agentvm/agentvm/gpu"
+	"github.com/agentvm/agentvm/vm"
+)
+
+func (a *app) gpuCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "gpu", Short: "Look at this host's cards, take them from its drivers and give them back", Args: usageArgs(cobra.NoArgs),
+		Long: `Look at this host's graphics cards and accelerators, take them from the host's
+drivers and give them back. Giving one to a machine does not exist yet.
+
+DEVICE is a PCI address (01:00.0), vendor:device (10de:2330), a part or a pattern of
+the name, or auto: the best card that is free.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(a.gpuLsCommand(), a.gpuCheckCommand(), a.gpuBindCommand(), a.gpuReleaseCommand(), a.gpuRecoverCommand())
+	return cmd
+}
+
+// gpus finds the host's devices, and who takes them.
+func (a *app) gpus() (*gpu.Manager, *gpu.Inventory, error) {
+	dirs, err := a.dirs()
+	if err != nil {
+		return nil, nil, err
+	}
+	root := a.gpuRoot
+	if root == "" {
+		root = "/"
+	}
+	m := &gpu.Manager{Host: gpu.Host{Root: root}, Dir: dirs.GPU()}
+	inv, err := m.Host.Inventory()
+	return m, inv, err
+}
+
+// gpuView is a card as gpu ls shows it.
+type gpuView struct {
+	*gpu.Device
+	Taken *gpu.Journal `json:"taken,omitempty"` // by agentvm
+}
+
+const noGPU = "this host has no graphics card or accelerator on its PCI bus"
+
+func (a *app) gpuLsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the cards, and which driver and who has each", Args: usageArgs(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			m, inv, err := a.gpus()
+			if err != nil {
+				return err
+			}
+			views := []gpuView{}
+			for _, d := range inv.GPUs() {
+				j, err := m.Journal(d.Address)
+				if err != nil && !errors.Is(err, os.ErrPermission) {
+					a.noteLine("%v", err) // the card is there all the same
+				}
+				views = append(views, gpuView{d, j})
+			}
+			if a.json {
+				return json.NewEncoder(a.stdout).Encode(views)
+			}
+			if len(views) == 0 {
+				a.noteLine(noGPU)
+				return nil
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+			fmt.Fprintln(w, "DEVICE\tID\tNAME\tDRIVER\tGROUP\tBAR\tUSED BY")
+			for _, v := range views {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Address, v.ID(), v.Title(), orDash(v.Driver), orDash(v.Group), units.BytesSize(float64(v.Memory())), orDash(v.usedBy()))
+			}
+			return w.Flush()
+		},
+	}
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	return cmd
+}
+
+func (v gpuView) usedBy() string {
+	var who []string
+	if v.Taken != nil {
+		who = append(who, v.Taken.Owner.Name)
+	}
+	for _, h := range v.Holders {
+		if s := fmt.Sprintf("%s (%d)", h.Command, h.PID); !slices.Contains(who, s) {
+			who = append(who, s)
+		}
+	}
+	return strings.Join(who, ", ")
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// gpuCheckView is what gpu check says about one card.
+type gpuCheckView struct {
+	Address  string        `json:"address"`
+	ID       string        `json:"id"`
+	Name     string        `json:"name"`
+	With     []string      `json:"with"` // what would be taken
+	Free     bool          `json:"free"` // nothing speaks against it
+	Findings []gpu.Finding `json:"findings"`
+}
+
+func (a *app) gpuCheckCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "check [DEVICE]", Short: "Say whether a card can be taken, and what is in the way",
+		Long: `Say whether a card can be taken from the host, what is in the way and what to do about
+it; without DEVICE of every card. It changes nothing. The exit code is 3 when something
+is in the way of a card.`,
+		Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeGPUs,
+		RunE: func(_ *cobra.Command, args []string) error {
+			_, inv, err := a.gpus()
+			if err != nil {
+				return err
+			}
+			devices := inv.GPUs()
+			if len(args) > 0 {
+				if devices, err = gpu.Select(inv, args[0]); err != nil {
+					return err
+				}
+			}
+			views := []gpuCheckView{}
+			bad := 0
+			for _, d := range devices {
+				v := gpuCheckView{Address: d.Address, ID: d.ID(), Name: d.Title(), Free: true, Findings: gpu.Check(inv, d)}
+				for _, f := range inv.Unit(d) {
+					v.With = append(v.With, f.Address)
+				}
+				for _, f := range v.Findings {
+					v.Free = v.Free && f.Severity != gpu.Problem
+				}
+				if !v.Free {
+					bad++
+				}
+				views = append(views, v)
+			}
+			if err := a.showGPUChecks(views); err != nil {
+				return err
+			}
+			if bad > 0 {
+				return vm.Classify(vm.ErrHost, fmt.Errorf("%d of %d cards cannot be taken", bad, len(views)))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) showGPUChecks(views []gpuCheckView) error {
+	if a.json {
+		return json.NewEncoder(a.stdout).Encode(views)
+	}
+	if len(views) == 0 {
+		a.noteLine(noGPU)
+		return nil
+	}
+	for _, v := range views {
+		verdict := "can be taken"
+		if !v.Free {
+			verdict = "cannot be taken"
+		}
+		if err := a.printf("%s %s: %s, with %s\n", v.Address, v.Name, verdict, strings.Join(v.With, ", ")); err != nil {
+			return err
+		}
+		for _, f := range v.Findings {
+			at := ""
+			if f.Device != "" && f.Device != v.Address {
+				at = f.Device + ": "
+			}
+			if err := a.printf("  %s  %s%s\n", f.Severity, at, f.Detail); err != nil {
+				return err
+			}
+			if f.Fix != "" {
+				if err := a.printf("           fix: %s\n", f.Fix); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (a *app) gpuBindCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "bind DEVICE...", Short: "Take cards from the host's drivers, for vfio-pci, until they are released",
+		Long: `Take cards, each with every function of its slot, from the host's drivers and give
+them to vfio-pci. All are taken, or none. They stay so until they are released or the
+host boots.`,
+		Args: usageArgs(cobra.MinimumNArgs(1)), ValidArgsFunction: a.completeGPUs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, inv, err := a.gpus()
+			if err != nil {
+				return err
+			}
+			addresses, err := selectGPUs(inv, args)
+			if err != nil {
+				return err
+			}
+			if err := a.needRoot("bind", args); err != nil {
+				return err
+			}
+			self, err := vm.ProcessID(os.Getpid())
+			if err != nil {
+				return err
+			}
+			taken, err := m.Bind(cmd.Context(), gpu.Owner{Name: "gpu bind", Process: self, Keep: true}, force, addresses...)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return json.NewEncoder(a.stdout).Encode(taken)
+			}
+			for _, j := range taken {
+				switch {
+				case j.Prebound:
+					a.noteLine("%s was on vfio-pci already", j.Address)
+				case j.Driver == "":
+					a.noteLine("%s is on vfio-pci; it had no driver", j.Address)
+				default:
+					a.noteLine("%s is on vfio-pci; it was on %s", j.Address, j.Driver)
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "take it from under the host's display, its console and its processes")
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) gpuReleaseCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "release DEVICE...", Short: "Give cards back to the drivers that they had", Args: usageArgs(cobra.MinimumNArgs(1)),
+		ValidArgsFunction: a.completeGPUs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, inv, err := a.gpus()
+			if err != nil {
+				return err
+			}
+			var addresses []string
+			for _, arg := range args {
+				// A card that was unplugged still has its journal.
+				if j, err := m.Journal(arg); err == nil && j != nil {
+					addresses = append(addresses, arg)
+					continue
+				}
+				found, err := selectGPUs(inv, []string{arg})
+				if err != nil {
+					return err
+				}
+				addresses = append(addresses, found...)
+			}
+			if err := a.needRoot("release", args); err != nil {
+				return err
+			}
+			outcomes, err := m.Release(cmd.Context(), addresses...)
+			return errors.Join(a.showOutcomes(outcomes), err)
+		},
+	}
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) gpuRecoverCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "recover", Short: "Give back the cards that killed processes have left behind", Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			m, _, err := a.gpus()
+			if err != nil {
+				return err
+			}
+			list, err := m.Journals()
+			if len(list) == 0 && err == nil {
+				if a.json {
+					return a.showOutcomes(nil)
+				}
+				a.noteLine("no card is taken, so there is nothing to recover")
+				return nil
+			}
+			if err := a.needRoot("recover", nil); err != nil {
+				return err
+			}
+			outcomes, err := m.Recover(cmd.Context())
+			return errors.Join(a.showOutcomes(outcomes), err)
+		},
+	}
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) showOutcomes(outcomes []gpu.Outcome) error {
+	if a.json {
+		if outcomes == nil {
+			outcomes = []gpu.Outcome{}
+		}
+		return json.NewEncoder(a.stdout).Encode(outcomes)
+	}
+	for _, o := range outcomes {
+		if o.Action != gpu.Failed { // the error says it
+			a.noteLine("%s: %s", o.Address, o.Detail)
+		}
+	}
+	return nil
+}
+
+// needRoot refuses what only root can do: sysfs is root's.
+func (a *app) needRoot(command string, args []string) error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("gpu %s changes drivers, which only root may do", command)),
+		strings.Join(append([]string{"sudo agentvm gpu", command}, args...), " "))
+}
+
+func selectGPUs(inv *gpu.Inventory, args []string) (addresses []string, err error) {
+	for _, arg := range args {
+		devices, err := gpu.Select(inv, arg)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range devices {
+			if !slices.Contains(addresses, d.Address) {
+				addresses = append(addresses, d.Address)
+			}
+		}
+	}
+	return addresses, nil
+}
+
+// completeGPUs offers the cards' addresses, explained by their names.
+func (a *app) completeGPUs(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	_, inv, err := a.gpus()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var list []string
+	for _, d := range inv.GPUs() {
+		if !slices.Contains(args, d.Address) {
+			list = append(list, d.Address+"\t"+d.Title())
+		}
+	}
+	return list, cobra.ShellCompDirectiveNoFileComp
+}
+
+// gpuJournals tells of cards that are taken from the host; nothing when none is.
+func gpuJournals(dir string) (findings []vm.Finding) {
+	paths, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil || len(paths) == 0 {
+		return nil
+	}
+	m := gpu.Manager{Host: gpu.Host{Root: "/"}, Dir: dir}
+	stale, err := m.Stale()
+	switch {
+	case err != nil:
+		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingWarn, Detail: err.Error(), Fix: vm.Hint(err)})
+	case len(stale) > 0:
+		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingWarn, Detail: "taken from the host's drivers by processes that have ended: " + strings.Join(stale, ", "), Fix: "sudo agentvm gpu recover"})
+	default:
+		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingOK, Detail: fmt.Sprintf("%d PCI functions are taken from the host's drivers; agentvm gpu release gives them back", len(paths))})
+	}
+	return findings
+}

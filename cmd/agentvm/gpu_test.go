@@ -1,0 +1,110 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/agentvm/agentvm/gpu"
+	"github.com/agentvm/agentvm/vm"
+)
+
+// cardHost is an app on a host with one card, and without an IOMMU.
+func cardHost(t *testing.T) (a *app, stdout, stderr *bytes.Buffer) {
+	t.Helper()
+	root, home := t.TempDir(), t.TempDir()
+	dir := filepath.Join(root, "sys/bus/pci/devices/0000:3b:00.0")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kernel := filepath.Join(root, "proc/sys/kernel/random")
+	if err := errors.Join(os.Mkdir(filepath.Join(root, "run"), 0o755), os.MkdirAll(kernel, 0o755), os.WriteFile(filepath.Join(kernel, "boot_id"), []byte("x\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string]string{"vendor": "0x10de", "device": "0x2330", "class": "0x030200", "resource": "0x0000084000000000 0x0000085fffffffff 0x000000000014220c\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
+	return &app{stdout: stdout, stderr: stderr, gpuRoot: root, getenv: func(name string) string {
+		return map[string]string{"AGENTVM_HOME": home}[name]
+	}}, stdout, stderr
+}
+
+func (a *app) run(args ...string) error {
+	root := a.rootCommand()
+	root.SetArgs(args)
+	root.SetOut(a.stdout)
+	return root.Execute()
+}
+
+func TestGPULs(t *testing.T) {
+	a, stdout, _ := cardHost(t)
+	if err := a.run("gpu", "ls"); err != nil || !strings.Contains(stdout.String(), "0000:3b:00.0  10de:2330") || !strings.Contains(stdout.String(), "128GiB") {
+		t.Error(err, stdout)
+	}
+	stdout.Reset()
+	var views []gpuView
+	if err := a.run("gpu", "ls", "--json"); err != nil || json.Unmarshal(stdout.Bytes(), &views) != nil || len(views) != 1 || views[0].Address != "0000:3b:00.0" {
+		t.Error(err, stdout)
+	}
+	stdout.Reset()
+	if err := a.run("__complete", "gpu", "check", ""); err != nil || !strings.HasPrefix(stdout.String(), "0000:3b:00.0\t10de:2330\n") {
+		t.Error(err, stdout)
+	}
+}
+
+// TestNoGPU: a host without a card is no failure.
+func TestNoGPU(t *testing.T) {
+	for _, command := range []string{"ls", "check"} {
+		a, _, stderr := cardHost(t)
+		a.gpuRoot = t.TempDir()
+		if err := a.run("gpu", command); err != nil || !strings.Contains(stderr.String(), noGPU) {
+			t.Error(command, err, stderr)
+		}
+	}
+}
+
+func TestGPUCheckAndBindRefuse(t *testing.T) {
+	a, stdout, _ := cardHost(t)
+	err := a.run("gpu", "check", "3b:00.0")
+	if !errors.Is(err, vm.ErrHost) || !strings.Contains(stdout.String(), "cannot be taken") || !strings.Contains(stdout.String(), "no IOMMU groups") {
+		t.Error(err, stdout)
+	}
+	err = a.run("gpu", "bind", "3b:00.0")
+	if !errors.Is(err, vm.ErrHost) || vm.Hint(err) == "" {
+		t.Error(err, vm.Hint(err))
+	}
+	if os.Geteuid() != 0 && vm.Hint(err) != "sudo agentvm gpu bind 3b:00.0" {
+		t.Error(vm.Hint(err))
+	}
+}
+
+func TestGPUJSONIsDocumented(t *testing.T) {
+	said := append(spans(section(t, readDoc(t, "docs/gpu.md"), "## JSON")), spans(section(t, readDoc(t, "docs/commands.md"), "## JSON"))...)
+	for _, typ := range []reflect.Type{reflect.TypeFor[gpu.Device](), reflect.TypeFor[gpu.BAR](), reflect.TypeFor[gpu.Holder](), reflect.TypeFor[gpuCheckView](), reflect.TypeFor[gpu.Finding](),
+		reflect.TypeFor[gpu.Journal](), reflect.TypeFor[gpu.Outcome]()} {
+		for f := range typ.Fields() {
+			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "bridge" && !slices.Contains(said, name) { // which no card is
+				t.Errorf("no document mentions the field %s of %s", name, typ)
+			}
+		}
+	}
+}
+
+func TestGPUFindingsAreDocumented(t *testing.T) {
+	said := spans(section(t, readDoc(t, "docs/gpu.md"), "## What is in the way"))
+	for _, code := range []string{gpu.NoIOMMU, gpu.NoVFIO, gpu.NoGroup, gpu.Companions, gpu.BootVGA, gpu.Framebuffer, gpu.Held, gpu.OtherOverride, gpu.HoldersHidden, gpu.MemlockLow,
+		gpu.NoReset, gpu.Prebound, gpu.VirtualFn, gpu.HasVirtualFns, gpu.MIG, gpu.Mediated} {
+		if !slices.Contains(said, code) {
+			t.Errorf("docs/gpu.md does not mention %s", code)
+		}
+	}
+}

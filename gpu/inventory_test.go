@@ -1,0 +1,219 @@
+package gpu
+
+import (
+	"errors"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/agentvm/agentvm/vm"
+)
+
+// Resource files of real cards, from what people have shown of them.
+var (
+	// A100 PCIe, addresses as the kernel assigned them:
+	// github.com/triton-inference-server/server/issues/4154
+	a100 = resourceLines(
+		"0x0000000042000000 0x0000000042ffffff 0x0000000000040200",
+		"0x0000003000000000 0x0000003fffffffff 0x000000000014220c",
+		"0x0000000000000000 0x0000000000000000 0x0000000000000000",
+		"0x0000004000000000 0x0000004001ffffff 0x000000000014220c")
+	// H100 SXM, by lspci: github.com/fastfetch-cli/fastfetch/issues/1658
+	h100 = resourceLines(
+		"0x0000088042000000 0x0000088042ffffff 0x000000000014220c",
+		"0x0000000000000000 0x0000000000000000 0x0000000000000000",
+		"0x0000084000000000 0x0000085fffffffff 0x000000000014220c",
+		"0x0000000000000000 0x0000000000000000 0x0000000000000000",
+		"0x0000088040000000 0x0000088041ffffff 0x000000000014220c")
+	// Quadro RTX 8000, with I/O ports and a ROM, by lspci:
+	// github.com/geerlingguy/raspberry-pi-pcie-devices/issues/480
+	rtx8000 = strings.Join([]string{
+		"0x0000000618000000 0x0000000618ffffff 0x0000000000040200",
+		"0x0000000600000000 0x000000060fffffff 0x000000000014220c",
+		"0x0000000000000000 0x0000000000000000 0x0000000000000000",
+		"0x0000000610000000 0x0000000611ffffff 0x000000000014220c",
+		"0x0000000000000000 0x0000000000000000 0x0000000000000000",
+		"0x0000000000001000 0x000000000000107f 0x0000000000040101",
+		"0x0000000619000000 0x000000061907ffff 0x0000000000046200",
+		"0x0000000000000000 0x0000000000000000 0x0000000000000000"}, "\n")
+)
+
+func TestBARsOfRealCards(t *testing.T) {
+	const mib, gib = 1 << 20, 1 << 30
+	for _, tt := range []struct {
+		name, resource string
+		want           []BAR
+	}{
+		{"A100", a100, []BAR{{Index: 0, Size: 16 * mib}, {Index: 1, Size: 64 * gib, Bits64: true, Prefetchable: true}, {Index: 3, Size: 32 * mib, Bits64: true, Prefetchable: true}}},
+		{"H100", h100, []BAR{{Index: 0, Size: 16 * mib, Bits64: true, Prefetchable: true}, {Index: 2, Size: 128 * gib, Bits64: true, Prefetchable: true}, {Index: 4, Size: 32 * mib, Bits64: true, Prefetchable: true}}},
+		{"RTX 8000", rtx8000, []BAR{{Index: 0, Size: 16 * mib}, {Index: 1, Size: 256 * mib, Bits64: true, Prefetchable: true}, {Index: 3, Size: 32 * mib, Bits64: true, Prefetchable: true},
+			{Index: 5, Size: 128, IO: true}, {Index: 6, Size: 512 << 10, Prefetchable: true}}},
+		{"nothing", resourceLines(), nil},
+	} {
+		got, err := parseBARs(tt.resource)
+		if err != nil {
+			t.Fatal(tt.name, err)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s:\n%s", tt.name, diff)
+		}
+	}
+	for _, bad := range []string{"x", "0x1 0x2", "0x2 0x1 0x200", "0x0 0xffffffffffffffff 0x200", "0x0 0x10000000000000000 0x200"} {
+		if got, err := parseBARs(bad); err == nil {
+			t.Errorf("%q: %v", bad, got)
+		}
+	}
+}
+
+func FuzzBARs(f *testing.F) {
+	for _, seed := range []string{a100, h100, rtx8000, "", "0x2 0x1 0x200"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		bars, err := parseBARs(text)
+		if err == nil && slices.ContainsFunc(bars, func(b BAR) bool { return b.Size == 0 || b.Index > romIndex }) {
+			t.Errorf("%+v", bars)
+		}
+	})
+}
+
+func TestInventory(t *testing.T) {
+	f := newFake(t, fakeDevice{address: "0000:3b:00.0", id: "10de:2330", class: "0x030200", driver: "nvidia", group: "7", files: map[string]string{
+		"resource": h100, "sriov_totalvfs": "20\n", "numa_node": "1\n", "current_link_width": "16\n", "drm/card1/x": "", "drm/renderD129/x": "", "drm/version": ""}},
+		fakeDevice{address: "0000:00:01.0", id: "8086:1901", class: "0x060400", driver: "pcieport", group: "7"},
+		fakeDevice{address: "0000:05:00.0", id: "10de:1af1", class: "0x068000", group: "8"})
+	f.put("/usr/share/misc/pci.ids", "10de  NVIDIA Corporation\n\t2330  GH100 [H100 SXM5 80GB]\n")
+	f.put("/proc/driver/nvidia/gpus/0000:3b:00.0/information", "Model: \t\t NVIDIA H100\nDevice Minor: \t 3\n")
+	f.put("/proc/42/comm", "python3\n")
+	f.symlink("/dev/nvidia3", "/proc/42/fd/5")
+	f.symlink("/dev/nvidia3", "/proc/42/fd/6")
+	f.symlink("/dev/nvidia0", "/proc/43/fd/5")
+	f.put("/proc/44/comm", "Xorg\n")
+	f.symlink("/dev/dri/card1", "/proc/44/fd/9")
+	inv, err := f.host().Inventory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := inv.GPUs(); len(got) != 2 || !got[0].IsSwitch() || len(inv.Devices) != 3 || !inv.IOMMU || !inv.VFIOLoaded || inv.CPUVendor != "GenuineIntel" {
+		t.Fatalf("%+v", inv)
+	}
+	d := inv.Get("0000:3b:00.0")
+	want := []Holder{{42, "python3", "/dev/nvidia3"}, {44, "Xorg", "/dev/dri/card1"}}
+	if diff := cmp.Diff(want, d.Holders); diff != "" {
+		t.Error(diff)
+	}
+	if d.Title() != "NVIDIA Corporation GH100 [H100 SXM5 80GB]" || d.Memory() != 128<<30 || d.TotalVFs != 20 || d.NUMANode != 1 || d.Override != "" ||
+		!slices.Equal(d.Members, []string{"0000:00:01.0", "0000:3b:00.0"}) || !inv.Get("0000:00:01.0").Bridge {
+		t.Errorf("%+v", d)
+	}
+	empty, err := Host{Root: t.TempDir()}.Inventory()
+	if err != nil || len(empty.Devices) > 0 || empty.IOMMU {
+		t.Error(empty, err)
+	}
+}
+
+func codes(findings []Finding, s Severity) (codes []string) {
+	for _, f := range findings {
+		if f.Severity == s {
+			codes = append(codes, f.Code)
+		}
+		if f.Detail == "" || strings.ContainsAny(f.Detail+f.Fix, "\n") || f.Severity == Problem && f.Fix == "" {
+			codes = append(codes, "not said: "+f.Code)
+		}
+	}
+	return codes
+}
+
+func TestCheck(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		change   func(inv *Inventory, card, audio, nic *Device)
+		problems []string
+		warnings []string
+	}{
+		{"a card with its audio", func(*Inventory, *Device, *Device, *Device) {}, nil, nil},
+		{"no IOMMU", func(inv *Inventory, _, _, _ *Device) { inv.IOMMU = false }, []string{NoIOMMU}, nil},
+		{"module not loaded", func(inv *Inventory, _, _, _ *Device) { inv.VFIOLoaded = false }, []string{NoVFIO}, nil},
+		{"no module", func(inv *Inventory, _, _, _ *Device) { inv.VFIOLoaded, inv.VFIOAvailable = false, false }, []string{NoVFIO}, nil},
+		{"no group", func(_ *Inventory, c, _, _ *Device) { c.Group = "" }, []string{NoGroup}, nil},
+		{"a network card in the group", func(_ *Inventory, c, _, n *Device) { c.Members = append(c.Members, n.Address) }, []string{Companions}, nil},
+		{"something unseen in the group", func(_ *Inventory, c, _, _ *Device) { c.Members = append(c.Members, "0000:09:00.0") }, []string{Companions}, nil},
+		{"the display", func(_ *Inventory, c, _, _ *Device) { c.BootVGA = true }, []string{BootVGA}, nil},
+		{"the console", func(_ *Inventory, c, _, _ *Device) { c.Framebuffer = "fb0" }, []string{Framebuffer}, nil},
+		{"in use", func(_ *Inventory, c, _, _ *Device) { c.Holders = []Holder{{1, "x", "/dev/nvidia0"}} }, []string{Held}, nil},
+		{"audio in use", func(_ *Inventory, _, a, _ *Device) { a.Holders = []Holder{{1, "x", "/dev/vfio/1"}} }, []string{Held}, nil},
+		{"override", func(_ *Inventory, c, _, _ *Device) { c.Override = "nouveau" }, []string{OtherOverride}, nil},
+		{"memlock", func(inv *Inventory, _, _, _ *Device) { inv.Memlock = 8 << 20 }, nil, []string{MemlockLow}},
+		{"no reset", func(_ *Inventory, c, _, _ *Device) { c.ResetMethod = "" }, nil, []string{NoReset}},
+		{"prebound", func(_ *Inventory, c, _, _ *Device) { c.Driver = vfioDriver }, nil, []string{Prebound}},
+		{"virtual function", func(_ *Inventory, c, _, _ *Device) { c.PhysFn = "0000:02:00.0" }, []string{Companions}, []string{VirtualFn}},
+		{"has virtual functions", func(_ *Inventory, c, _, _ *Device) { c.NumVFs = 4 }, []string{HasVirtualFns}, nil},
+		{"mediated", func(_ *Inventory, c, _, _ *Device) { c.MdevTypes = []string{"nvidia-63"} }, nil, []string{Mediated}},
+		{"MIG", func(_ *Inventory, c, _, _ *Device) { c.Class, c.Driver = 0x030200, "nvidia" }, nil, []string{MIG}},
+		{"ordinary user", func(inv *Inventory, c, _, _ *Device) { inv.User, c.Nodes = 1000, []string{"/dev/nvidia0"} }, nil, []string{HoldersHidden}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			members := []string{"0000:00:01.0", "0000:01:00.0", "0000:01:00.1"}
+			card := &Device{Address: "0000:01:00.0", Vendor: nvidia, Class: 0x030000, Driver: "nouveau", Group: "1", Members: members, ResetMethod: "bus"}
+			if tt.name == "override" {
+				card.Driver = "nvidia"
+			}
+			audio := &Device{Address: "0000:01:00.1", Vendor: nvidia, Class: 0x040300, Group: "1", Members: members}
+			nic := &Device{Address: "0000:03:00.0", Vendor: 0x8086, Class: 0x020000, Group: "1", Driver: "igb"}
+			bridge := &Device{Address: "0000:00:01.0", Bridge: true, Group: "1", Driver: "pcieport"}
+			inv := &Inventory{Devices: []*Device{bridge, card, audio, nic}, IOMMU: true, VFIOLoaded: true, VFIOAvailable: true, Memlock: math.MaxUint64}
+			tt.change(inv, card, audio, nic)
+			findings := Check(inv, card)
+			if diff := cmp.Diff(tt.problems, codes(findings, Problem)); diff != "" {
+				t.Error("problems", diff)
+			}
+			if diff := cmp.Diff(tt.warnings, codes(findings, Warning)); diff != "" {
+				t.Error("warnings", diff)
+			}
+			if tt.name == "a network card in the group" && len(Check(inv, card, nic)) > 0 {
+				t.Error("not even together")
+			}
+		})
+	}
+}
+
+func TestSelect(t *testing.T) {
+	dev := func(address, name string, device uint16, class uint32, bar uint64) *Device {
+		return &Device{Address: address, Vendor: nvidia, Device: device, VendorName: "NVIDIA Corporation", Name: name, Class: class, Group: address, Members: []string{address}, ResetMethod: "flr",
+			BARs: []BAR{{Size: bar}}}
+	}
+	inv := &Inventory{IOMMU: true, VFIOLoaded: true, VFIOAvailable: true, Memlock: math.MaxUint64, Devices: []*Device{
+		{Address: "0000:00:01.0", Bridge: true},
+		dev("0000:01:00.0", "GA104 [GeForce RTX 3070 / 3070 Ti]", 0x2482, 0x030000, 256<<30),
+		dev("0000:02:00.0", "GH100 [H100 SXM5 80GB]", 0x2330, 0x030200, 64<<30),
+		dev("0001:02:00.0", "GH100 [H100 SXM5 80GB]", 0x2330, 0x030200, 128<<30),
+		dev("0000:05:00.0", "NVSwitch", 0x1af1, 0x068000, 512<<30),
+	}}
+	for _, tt := range []struct{ wanted, got string }{
+		{"01:00.0", "0000:01:00.0"}, {"0001:02:00.0", "0001:02:00.0"}, {"10DE:2482", "0000:01:00.0"}, {"10de:2330", "0000:02:00.0 0001:02:00.0"},
+		{"h100", "0000:02:00.0 0001:02:00.0"}, {"*3070 Ti*", "0000:01:00.0"}, {"nvswitch", "0000:05:00.0"}, {"auto", "0001:02:00.0"},
+	} {
+		found, err := Select(inv, tt.wanted)
+		var got []string
+		for _, d := range found {
+			got = append(got, d.Address)
+		}
+		if err != nil || strings.Join(got, " ") != tt.got {
+			t.Errorf("%q: %q, %v; want %q", tt.wanted, got, err, tt.got)
+		}
+	}
+	for wanted, class := range map[string]error{"09:00.0": vm.ErrNotFound, "10de:0000": vm.ErrNotFound, "a100": vm.ErrNotFound, "": vm.ErrUsage, "00:01.0": vm.ErrUsage, "[a": vm.ErrUsage} {
+		if found, err := Select(inv, wanted); !errors.Is(err, class) {
+			t.Errorf("%q: %v, %v", wanted, found, err)
+		}
+	}
+	for _, d := range inv.Devices {
+		d.Holders = []Holder{{1, "x", "/dev/nvidia0"}}
+	}
+	if found, err := Select(inv, Auto); !errors.Is(err, vm.ErrNotFound) || vm.Hint(err) == "" {
+		t.Error(found, err)
+	}
+}

@@ -1,0 +1,95 @@
+package gpu
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/agentvm/agentvm/vm"
+)
+
+// Auto selects the best card that is free.
+const Auto = "auto"
+
+var (
+	addressPattern = regexp.MustCompile(`^([0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
+	idPattern      = regexp.MustCompile(`^[0-9a-f]{4}:[0-9a-f]{4}$`)
+)
+
+// Select finds the devices that a user means: an address with or without its
+// domain, vendor:device, a pattern of the name (as of a file, any case; a
+// word without * is looked for anywhere in it) or auto. An address may be
+// that of any function that is no bridge. It returns at least one device.
+func Select(inv *Inventory, wanted string) ([]*Device, error) {
+	w := strings.ToLower(wanted)
+	var found []*Device
+	switch {
+	case w == "":
+		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("the name of a device is empty"))
+	case w == Auto:
+		return selectAuto(inv)
+	case addressPattern.MatchString(w):
+		if strings.Count(w, ":") == 1 {
+			w = "0000:" + w
+		}
+		d := inv.Get(w)
+		if d != nil && d.Bridge {
+			return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("%s is a bridge, which stays with the host", w))
+		}
+		if d != nil {
+			found = []*Device{d}
+		}
+	case idPattern.MatchString(w):
+		for _, d := range inv.GPUs() {
+			if d.ID() == w {
+				found = append(found, d)
+			}
+		}
+	default:
+		pattern := w
+		if !strings.ContainsAny(w, "*?[") {
+			pattern = "*" + w + "*"
+		}
+		if _, err := path.Match(pattern, ""); err != nil {
+			return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("%q is not a pattern: %w", wanted, err))
+		}
+		// Names have slashes ("GA104 [GeForce RTX 3070 / 3070 Ti]"), at which a path's * ends.
+		plain := strings.NewReplacer("/", " ")
+		for _, d := range inv.GPUs() {
+			if ok, _ := path.Match(plain.Replace(pattern), plain.Replace(strings.ToLower(d.Title()))); ok {
+				found = append(found, d)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil, vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("no device of this host is %q", wanted)), "agentvm gpu ls lists them")
+	}
+	return found, nil
+}
+
+// selectAuto takes, of the cards that nothing speaks against, one that shows
+// no picture before one that does, and the one with the most memory.
+func selectAuto(inv *Inventory) ([]*Device, error) {
+	var best *Device
+	for _, d := range inv.GPUs() {
+		if d.IsSwitch() || slices.ContainsFunc(Check(inv, d), func(f Finding) bool { return f.Severity == Problem }) {
+			continue
+		}
+		if best == nil || better(d, best) {
+			best = d
+		}
+	}
+	if best == nil {
+		return nil, vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("no card of this host is free")), "agentvm gpu check says what is in the way of each")
+	}
+	return []*Device{best}, nil
+}
+
+func better(a, b *Device) bool {
+	if ac, bc := a.Class>>8 != 0x0300, b.Class>>8 != 0x0300; ac != bc {
+		return ac
+	}
+	return a.Memory() > b.Memory()
+}

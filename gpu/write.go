@@ -1,0 +1,79 @@
+package gpu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// WriteArg is the first argument of the process that writes one file.
+const WriteArg = "gpu-write"
+
+// ErrBlocked is a write that did not come back: somebody has the device open.
+// It may still happen later.
+var ErrBlocked = errors.New("the driver does not let go of the device")
+
+// WriteMain writes standard input to the file that is its argument, with one
+// write, and returns the exit code.
+func WriteMain(args []string) int {
+	if len(args) != 3 {
+		return 2
+	}
+	data := make([]byte, 4096)
+	n, _ := os.Stdin.Read(data)
+	f, err := os.OpenFile(args[2], os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.Write(data[:n])
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// write writes a file below /sys. A blocked write cannot be cancelled, not
+// even by SIGKILL, so it is a child's: who waits for it gives up in time.
+func (h Host) write(ctx context.Context, path, data string) error {
+	if h.Write != nil {
+		return h.Write(ctx, path, data)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	var said strings.Builder
+	cmd := exec.Command(exe, WriteArg, h.at(path))
+	cmd.Stdin, cmd.Stderr = strings.NewReader(data), &said
+	cmd.Env = []string{}
+	// Ctrl-C is for us, who can put things back; the write is let finish.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }() // ends with the child
+	patience := h.Patience
+	if patience == 0 {
+		patience = 30 * time.Second
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("write %q to %s: %s: %w", strings.TrimSpace(data), path, strings.TrimSpace(said.String()), err)
+		}
+		return nil
+	case <-timer.C:
+	}
+	_ = cmd.Process.Kill() // takes effect when the kernel lets it
+	return fmt.Errorf("write %q to %s: %w", strings.TrimSpace(data), path, ErrBlocked)
+}
