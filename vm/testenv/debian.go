@@ -47,19 +47,26 @@ apt-get "$@" download "$kernel" busybox-static
 cd ../../..
 for deb in apt/cache/archives/*.deb; do dpkg-deb -x "$deb" root; done
 mv root/boot/vmlinuz-* root/boot/vmlinuz
+for module in irqbypass vfio vfio_iommu_type1 vfio-pci-core vfio-pci; do
+	file=$(find root -name "$module.ko*" | head -n 1)
+	case $file in
+	*.xz) xz -dc "$file" >"root/$module.ko" ;;
+	?*) cp "$file" "root/$module.ko" ;;
+	esac
+done
 rm -rf apt root/lib/modules root/usr/lib/modules
 touch complete
 `
 
-// Debian13 returns a directory with Debian 13's virtiofsd, cloud kernel and
-// static busybox in it.
+// Debian13 returns a directory with Debian 13's virtiofsd, cloud kernel, that
+// kernel's VFIO modules and static busybox in it.
 func Debian13(t testing.TB) string {
 	t.Helper()
-	dir := filepath.Join(CacheDir(t), "trixie")
+	dir := filepath.Join(CacheDir(t), "trixie-vfio")
 	if _, err := os.Stat(filepath.Join(dir, "complete")); err == nil {
 		return filepath.Join(dir, "root")
 	}
-	Require(t, "apt-get", "apt-cache", "dpkg-deb")
+	Require(t, "apt-get", "apt-cache", "dpkg-deb", "xz")
 	tmp, err := os.MkdirTemp(CacheDir(t), "trixie-")
 	if err != nil {
 		t.Fatal(err)
