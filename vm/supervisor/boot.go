@@ -20,10 +20,11 @@ func (s *Supervisor) boot(ctx context.Context, first bool) error {
 	bounded, abort := context.WithCancelCause(bounded)
 	defer abort(nil)
 	// A guest that mounts a dead share would hang until the deadline.
+	lost := s.lost // it is another one once the machine has been saved
 	go func() {
 		select {
-		case l := <-s.lost:
-			s.lost <- l
+		case l := <-lost:
+			lost <- l
 			abort(l)
 		case <-bounded.Done():
 		}

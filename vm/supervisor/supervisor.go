@@ -328,7 +328,8 @@ func (s *Supervisor) lookAtProtection() {
 
 // watchShares reports shares that end while the life goes on.
 func (s *Supervisor) watchShares(ctx context.Context) {
-	s.lost = make(chan lostShare, len(s.shares))
+	lost := make(chan lostShare, len(s.shares))
+	s.lost = lost
 	ctx, s.unwatchShares = context.WithCancel(ctx)
 	for i, sh := range s.shares {
 		target := s.spec.Shares[i].Target
@@ -341,7 +342,7 @@ func (s *Supervisor) watchShares(ctx context.Context) {
 				case <-ctx.Done():
 				case <-s.machine.Done():
 				case <-time.After(200 * time.Millisecond):
-					s.lost <- lostShare{target, fmt.Sprintf("the share at %s is lost: %v", target, sh.Err())}
+					lost <- lostShare{target, fmt.Sprintf("the share at %s is lost: %v", target, sh.Err())}
 				}
 			}
 		}()
