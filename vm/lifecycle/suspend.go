@@ -96,6 +96,25 @@ func (m *Manager) resume(ctx context.Context, inst *instance.Instance, spec inst
 	return m.goOn(ctx, inst, spec, inst.Path(instance.SavedDir), report)
 }
 
+// resumeFirst is what `up` does with a suspended machine. boot says that it ran
+// again and did not get anywhere, so that its memory is used up and its disk is
+// left; the result has its status then.
+func (m *Manager) resumeFirst(ctx context.Context, inst *instance.Instance, spec instance.Spec, status instance.Status, opt UpOptions, report Report) (res Result, boot bool, err error) {
+	if opt.DryRun {
+		return Result{Instance: inst, Spec: spec, Status: status}, false, nil
+	}
+	if opt.Agent != "" && opt.Agent != spec.Agent {
+		report.Note("%q goes on as it was suspended, with agent %s; agentvm restart applies another", inst.Name, spec.Agent)
+	}
+	res, err = m.resume(ctx, inst, spec, report)
+	if err == nil || inst.Suspended() || !res.Status.RestoreFailed || ctx.Err() != nil {
+		return res, false, err
+	}
+	report.Note("%q could not go on from where it was suspended, and boots instead (%s)", inst.Name, res.Status.Reason)
+	res.Status, err = inst.Status()
+	return res, true, err
+}
+
 // bootInstead is always left.
 const bootInstead = "agentvm up --cold boots it from its disk, and gives up what ran when it was saved"
 

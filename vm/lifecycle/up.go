@@ -112,20 +112,11 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 		report.Note("the last run of %q failed: %s", inst.Name, status.Reason)
 	}
 	if inst.Suspended() && !opt.Cold && !opt.Recreate && !status.State.Live() {
-		if opt.DryRun {
-			return Result{Instance: inst, Spec: old, Status: status}, nil
-		}
-		if opt.Agent != "" && opt.Agent != old.Agent {
-			report.Note("%q goes on as it was suspended, with agent %s; agentvm restart applies another", inst.Name, old.Agent)
-		}
-		res, err := m.resume(ctx, inst, old, report)
-		if err == nil || inst.Suspended() || !res.Status.RestoreFailed || ctx.Err() != nil {
+		res, boot, err := m.resumeFirst(ctx, inst, old, status, opt, report)
+		if err != nil || !boot {
 			return res, err
 		}
-		report.Note("%q could not go on from where it was suspended, and boots instead (%s)", inst.Name, res.Status.Reason)
-		if status, err = inst.Status(); err != nil {
-			return res, err
-		}
+		status = res.Status
 	}
 	plan, err := m.plan(ctx, p, ws, inst, old, opt, report)
 	if err != nil {
