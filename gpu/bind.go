@@ -2,6 +2,7 @@ package gpu
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,7 +22,6 @@ import (
 // Manager takes devices from the host and gives them back.
 type Manager struct {
 	Host Host
-	Dir  string        // of the journals
 	Wait time.Duration // for a driver to appear; 0: 5 s
 
 	hook func() // a test's, after each journal entry and each write
@@ -39,14 +39,8 @@ func (m *Manager) point() {
 
 // locked runs do while nobody else on this host binds or gives back.
 func (m *Manager) locked(ctx context.Context, do func() error) error {
-	if err := os.MkdirAll(m.Dir, 0o700); err != nil {
+	if err := m.makeDir(); err != nil {
 		return vm.Classify(vm.ErrHost, fmt.Errorf("create the directory for journals: %w", err))
-	}
-	// The names of what was just made must survive too, or the journals would not.
-	for _, dir := range []string{m.Dir, filepath.Dir(m.Dir)} {
-		if err := syncDir(dir); err != nil {
-			return fmt.Errorf("create the directory for journals: %w", err)
-		}
 	}
 	l := flock.New(m.Host.at(lockFile), flock.SetPermissions(0o600))
 	if _, err := l.TryLockContext(ctx, 100*time.Millisecond); err != nil {
@@ -56,55 +50,82 @@ func (m *Manager) locked(ctx context.Context, do func() error) error {
 	return do()
 }
 
-// Bind gives the devices at these addresses, with all functions of their
-// slots, to vfio-pci, and returns their journals. With force it does so
-// against findings that can be overruled. It does all of it or nothing.
-func (m *Manager) Bind(ctx context.Context, owner Owner, force bool, addresses ...string) (taken []*Journal, err error) {
+// Bind is of [Taker].
+func (m *Manager) Bind(ctx context.Context, r Request) (taken []*Journal, err error) {
 	err = m.locked(ctx, func() error {
 		inv, err := m.Host.Inventory()
 		if err != nil {
 			return err
 		}
-		plan, err := m.plan(inv, owner, force, addresses)
+		plan, err := m.plan(inv, r)
 		if err != nil {
 			return err
 		}
-		for _, j := range plan {
-			if err := m.take(ctx, j); err != nil {
-				// The one that failed is put back first. One that is blocked
-				// would block that too, and keeps its journal for recover.
-				undo := taken
-				blocked := errors.Is(err, ErrBlocked)
-				if !blocked {
-					undo = append(undo, j)
-				}
-				err = errors.Join(err, m.undo(ctx, undo))
-				if blocked {
-					err = vm.WithHint(err, "end what has the device open, then: agentvm gpu recover")
-				}
-				taken = nil
-				return vm.Classify(vm.ErrHost, err)
-			}
-			taken = append(taken, j)
+		taken, err = m.takeAll(ctx, plan)
+		if err == nil {
+			err = m.finish(taken, r)
 		}
-		if err := m.viable(taken); err != nil {
-			err = errors.Join(err, m.undo(ctx, taken))
-			taken = nil
-			return vm.Classify(vm.ErrHost, err)
+		if err == nil {
+			return nil
 		}
-		return nil
+		// One that is blocked would block its undoing too, and keeps its
+		// journal for recover.
+		blocked := errors.Is(err, ErrBlocked)
+		if blocked {
+			taken = taken[:len(taken)-1]
+		}
+		err = errors.Join(err, m.undo(ctx, taken))
+		if blocked {
+			err = vm.WithHint(err, "end what has the device open, then: agentvm gpu recover")
+		}
+		taken = nil
+		return vm.Classify(vm.ErrHost, err)
 	})
 	return taken, err
 }
 
+// takeAll binds each function to vfio-pci. The one that failed is the last of
+// those that it returns.
+func (m *Manager) takeAll(ctx context.Context, plan []*Journal) (taken []*Journal, err error) {
+	for _, j := range plan {
+		taken = append(taken, j)
+		if err := m.take(ctx, j); err != nil {
+			return taken, err
+		}
+	}
+	return taken, nil
+}
+
+// finish hands over what has been bound. The first journal that says that it
+// is kept says so of all that were bound with it: see [kept].
+func (m *Manager) finish(taken []*Journal, r Request) error {
+	if err := m.viable(taken); err != nil {
+		return err
+	}
+	if r.User.UID != 0 {
+		if err := m.grant(taken, r.User.UID); err != nil {
+			return err
+		}
+	}
+	if !r.Owner.Keep {
+		return nil
+	}
+	for _, j := range taken {
+		if err := m.record(j, StepKept); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // plan decides what is done, and refuses here, before anything is written.
-func (m *Manager) plan(inv *Inventory, owner Owner, force bool, addresses []string) ([]*Journal, error) {
+func (m *Manager) plan(inv *Inventory, r Request) ([]*Journal, error) {
 	boot := m.boot()
 	if boot == "" {
 		return nil, vm.Classify(vm.ErrHost, errors.New("the kernel does not say which boot this is"))
 	}
 	var devices, functions []*Device
-	for _, address := range addresses {
+	for _, address := range r.Devices {
 		d := inv.Get(address)
 		if d == nil {
 			return nil, vm.Classify(vm.ErrNotFound, fmt.Errorf("there is no PCI device %s", address))
@@ -116,22 +137,12 @@ func (m *Manager) plan(inv *Inventory, owner Owner, force bool, addresses []stri
 			}
 		}
 	}
-	for _, f := range functions {
-		j, err := m.Journal(f.Address)
-		if err != nil {
-			return nil, err
-		}
-		if j != nil {
-			hint := "agentvm gpu release " + f.Address
-			if j.stale(boot) {
-				hint = "agentvm gpu recover"
-			}
-			return nil, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s is taken already, by %s", f.Address, j.Owner.Name)), hint)
-		}
+	if err := m.notTaken(functions, boot); err != nil {
+		return nil, err
 	}
 	for _, d := range devices {
 		for _, f := range Check(inv, d, devices...) {
-			if f.Severity != Problem || force && f.Forcible {
+			if f.Severity != Problem || r.Force && f.Forcible {
 				continue
 			}
 			at := d.Address
@@ -142,11 +153,33 @@ func (m *Manager) plan(inv *Inventory, owner Owner, force bool, addresses []stri
 		}
 	}
 	var plan []*Journal
+	bind := rand.Text()
 	for _, f := range functions {
-		plan = append(plan, &Journal{Version: journalVersion, Boot: boot, Owner: owner, Address: f.Address, ID: f.ID(), Group: f.Group,
+		plan = append(plan, &Journal{Version: journalVersion, Boot: boot, Bind: bind, Owner: r.Owner, User: r.User.UID, Address: f.Address, Unit: inv.Unit(f)[0].Address, ID: f.ID(), Group: f.Group,
 			Driver: f.Driver, Override: f.Override, Prebound: f.Driver == vfioDriver, Time: time.Now().UTC()})
 	}
 	return plan, nil
+}
+
+// notTaken refuses functions that have a journal.
+func (m *Manager) notTaken(functions []*Device, boot string) error {
+	journals, err := m.Journals()
+	if err != nil {
+		return err
+	}
+	for _, f := range functions {
+		for _, j := range journals {
+			if j.Address != f.Address {
+				continue
+			}
+			hint := "agentvm gpu release " + f.Address
+			if stale(journals, j, boot) {
+				hint = "agentvm gpu recover"
+			}
+			return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s is taken already, by %s", f.Address, j.Owner.Name)), hint)
+		}
+	}
+	return nil
 }
 
 // take binds one function to vfio-pci, each step recorded before it is done.
@@ -290,12 +323,4 @@ func (m *Manager) await(ctx context.Context, address, driver string) error {
 
 func (m *Manager) boot() string {
 	return strings.TrimSpace(m.Host.text("/proc/sys/kernel/random/boot_id"))
-}
-
-// stale reports whether nobody stands behind a journal any more.
-func (j *Journal) stale(boot string) bool {
-	if j.Boot != boot {
-		return true
-	}
-	return !(j.Owner.Keep && j.Step == StepBound) && !j.Owner.Process.Alive()
 }

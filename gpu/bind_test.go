@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,13 @@ import (
 type killed struct{}
 
 var gone = Owner{Name: "a test", Process: vm.ProcID{PID: 1 << 30, Start: 1}}
+
+// vmUser is the user that a machine runs as.
+const vmUser = 1878982656
+
+func ask(owner Owner, devices ...string) Request {
+	return Request{Owner: owner, Devices: devices, User: vm.Owner{UID: vmUser, GID: vmUser}}
+}
 
 // survive runs do and reports whether it came to its end.
 func survive(do func()) (ended bool) {
@@ -76,25 +84,16 @@ func TestKilledAtEachStep(t *testing.T) {
 		devices, card := topology(rand.New(rand.NewPCG(seed, 1)))
 		for n := 0; ; n++ {
 			f := newFake(t, devices...)
-			m := &Manager{Host: f.host(), Dir: f.at("/state/gpu"), Wait: 20 * time.Millisecond}
+			m := &Manager{Host: f.host(), Wait: 20 * time.Millisecond}
 			before := f.state()
 			killAt(m, n)
 			ended := survive(func() {
-				if _, err := m.Bind(t.Context(), gone, false, card); err != nil {
+				if _, err := m.Bind(t.Context(), ask(gone, card)); err != nil {
 					t.Fatalf("seed %d: %v", seed, err)
 				}
 			})
 			points++
-			for k := n % 3; ; k += 3 { // the owner is dead, and so are some recoverers
-				killAt(m, k)
-				if survive(func() {
-					if _, err := m.Recover(t.Context()); err != nil {
-						t.Fatalf("seed %d, killed at %d: %v", seed, n, err)
-					}
-				}) {
-					break
-				}
-			}
+			recoverAll(t, m, n%3) // the owner is dead, and so are some recoverers
 			if diff := cmp.Diff(before, f.state()); diff != "" {
 				t.Fatalf("seed %d, killed at %d (-before +after):\n%s\nwrites %q", seed, n, diff, f.writes)
 			}
@@ -111,6 +110,91 @@ func TestKilledAtEachStep(t *testing.T) {
 	}
 }
 
+// TestKilledWhileKept kills a bind that is to outlive its process, and releases
+// of it, at each step: what is left is all or nothing, of the bind and of each slot.
+func TestKilledWhileKept(t *testing.T) {
+	owner := gone
+	owner.Keep = true
+	units := []string{"0000:01:00.0", "0000:02:00.0"}
+	// taken tells how many of a unit's functions are; it fails when some are.
+	taken := func(f *fake, addresses ...string) bool {
+		n := 0
+		for _, a := range addresses {
+			if f.driver(a) == vfioDriver {
+				n++
+			}
+		}
+		if n > 0 && n < len(addresses) {
+			t.Fatalf("%d of %q are taken\n%q", n, addresses, f.writes)
+		}
+		return n > 0
+	}
+	keptOnce, releasedOnce := false, false
+	for n, ended := 0, false; !ended; n++ {
+		for k, released := 0, false; !released; k++ {
+			f, m := manager(t, cards()...)
+			before := f.state()
+			killAt(m, n)
+			ended = survive(func() {
+				if _, err := m.Bind(t.Context(), ask(owner, units...)); err != nil {
+					t.Fatal(err)
+				}
+			})
+			recoverAll(t, m, k)
+			if !taken(f, "0000:01:00.0", "0000:01:00.1", "0000:02:00.0") {
+				if diff := cmp.Diff(before, f.state()); diff != "" {
+					t.Fatalf("bind killed at %d: %s", n, diff)
+				}
+				break
+			}
+			keptOnce = keptOnce || !ended
+			killAt(m, k)
+			released = survive(func() {
+				if _, err := m.Release(t.Context(), units[0]); err != nil {
+					t.Fatal(err)
+				}
+			})
+			recoverAll(t, m, 0)
+			releasedOnce = releasedOnce || !released && !taken(f, "0000:01:00.0", "0000:01:00.1")
+			if !taken(f, units[1]) {
+				t.Fatalf("bind killed at %d, release at %d: the other card went along", n, k)
+			}
+			for i, unit := range [][]string{{"0000:01:00.0", "0000:01:00.1"}, {"0000:02:00.0"}} {
+				if taken(f, unit...) {
+					if _, err := m.Release(t.Context(), units[i]); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if diff := cmp.Diff(before, f.state()); diff != "" {
+				t.Fatalf("bind killed at %d, release at %d: %s", n, k, diff)
+			}
+			if left, err := m.Journals(); err != nil || len(left) > 0 {
+				t.Fatalf("bind killed at %d, release at %d: %v, %v", n, k, left, err)
+			}
+		}
+	}
+	if !keptOnce || !releasedOnce {
+		t.Error("no kill came between two functions:", keptOnce, releasedOnce)
+	}
+}
+
+// recoverAll recovers until it comes to its end; it is killed at the n-th point first.
+func recoverAll(t *testing.T, m *Manager, n int) {
+	t.Helper()
+	for ; ; n += 7 {
+		killAt(m, n)
+		if survive(func() {
+			if _, err := m.Recover(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}) {
+			m.hook = nil
+			return
+		}
+	}
+}
+
 func cards() []fakeDevice {
 	return []fakeDevice{
 		{address: "0000:00:01.0", id: "8086:1901", class: "0x060400", driver: "pcieport", group: "1"},
@@ -122,7 +206,7 @@ func cards() []fakeDevice {
 
 func manager(t *testing.T, devices ...fakeDevice) (*fake, *Manager) {
 	f := newFake(t, devices...)
-	return f, &Manager{Host: f.host(), Dir: f.at("/state/gpu"), Wait: 20 * time.Millisecond}
+	return f, &Manager{Host: f.host(), Wait: 20 * time.Millisecond}
 }
 
 func TestBindAndRelease(t *testing.T) {
@@ -132,14 +216,15 @@ func TestBindAndRelease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Bind(t.Context(), Owner{Name: "me", Process: self, Keep: true}, false, "0000:01:00.0", "0000:02:00.0"); err != nil {
+	if _, err := m.Bind(t.Context(), ask(Owner{Name: "me", Process: self, Keep: true}, "0000:01:00.0", "0000:02:00.0")); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{"0000:00:01.0": "pcieport override=", "0000:01:00.0": "vfio-pci override=vfio-pci", "0000:01:00.1": "vfio-pci override=vfio-pci", "0000:02:00.0": "vfio-pci override=vfio-pci"}
+	want := map[string]string{"0000:00:01.0": "pcieport override=", "0000:01:00.0": "vfio-pci override=vfio-pci", "0000:01:00.1": "vfio-pci override=vfio-pci", "0000:02:00.0": "vfio-pci override=vfio-pci",
+		"/dev/vfio/1": "uid 1878982656", "/dev/vfio/2": "uid 1878982656"}
 	if diff := cmp.Diff(want, f.state()); diff != "" {
 		t.Fatal(diff)
 	}
-	_, err = m.Bind(t.Context(), gone, false, "0000:01:00.1")
+	_, err = m.Bind(t.Context(), ask(gone, "0000:01:00.1"))
 	if err == nil || !strings.Contains(err.Error(), "taken already, by me") || vm.Hint(err) != "agentvm gpu release 0000:01:00.0" {
 		t.Error(err, vm.Hint(err))
 	}
@@ -164,7 +249,7 @@ func TestKeptAfterItsProcess(t *testing.T) {
 	f, m := manager(t, cards()...)
 	kept := gone
 	kept.Keep = true
-	if _, err := m.Bind(t.Context(), kept, false, "0000:02:00.0"); err != nil {
+	if _, err := m.Bind(t.Context(), ask(kept, "0000:02:00.0")); err != nil {
 		t.Fatal(err)
 	}
 	if o, err := m.Recover(t.Context()); err != nil || len(o) != 1 || o[0].Action != Left {
@@ -208,7 +293,7 @@ func TestFailureRollsBack(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			spoil(f, m, cancel)
-			if j, err := m.Bind(ctx, gone, false, "0000:01:00.0", "0000:02:00.0"); err == nil || len(j) > 0 || !errors.Is(err, vm.ErrHost) {
+			if j, err := m.Bind(ctx, ask(gone, "0000:01:00.0", "0000:02:00.0")); err == nil || len(j) > 0 || !errors.Is(err, vm.ErrHost) {
 				t.Error(j, err)
 			}
 			if diff := cmp.Diff(before, f.state()); diff != "" {
@@ -227,7 +312,7 @@ func TestBlockedUnbind(t *testing.T) {
 	f, m := manager(t, cards()...)
 	before := f.state()
 	f.blocks["0000:02:00.0"] = true
-	_, err := m.Bind(t.Context(), gone, false, "0000:01:00.0", "0000:02:00.0")
+	_, err := m.Bind(t.Context(), ask(gone, "0000:01:00.0", "0000:02:00.0"))
 	if !errors.Is(err, ErrBlocked) || !strings.Contains(vm.Hint(err), "agentvm gpu recover") {
 		t.Fatal(err, vm.Hint(err))
 	}
@@ -261,7 +346,7 @@ func TestGivingBackIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, m := manager(t, cards()...)
-			if _, err := m.Bind(t.Context(), gone, false, "0000:02:00.0"); err != nil {
+			if _, err := m.Bind(t.Context(), ask(gone, "0000:02:00.0")); err != nil {
 				t.Fatal(err)
 			}
 			tt.spoil(f)
@@ -295,7 +380,7 @@ func TestChangedMeanwhile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, m := manager(t, cards()...)
-			if _, err := m.Bind(t.Context(), gone, false, "0000:02:00.0"); err != nil {
+			if _, err := m.Bind(t.Context(), ask(gone, "0000:02:00.0")); err != nil {
 				t.Fatal(err)
 			}
 			tt.change(f)
@@ -312,14 +397,14 @@ func TestRefusalWritesNothing(t *testing.T) {
 	devices := cards()
 	devices[3].files = map[string]string{"boot_vga": "1\n"}
 	f, m := manager(t, devices...)
-	_, err := m.Bind(t.Context(), gone, false, "0000:01:00.0", "0000:02:00.0")
+	_, err := m.Bind(t.Context(), ask(gone, "0000:01:00.0", "0000:02:00.0"))
 	if !errors.Is(err, vm.ErrHost) || vm.Hint(err) == "" || len(f.writes) > 0 {
 		t.Error(err, f.writes)
 	}
 	if left, err := m.Journals(); err != nil || len(left) > 0 {
 		t.Error(left, err)
 	}
-	if _, err := m.Bind(t.Context(), gone, true, "0000:02:00.0"); err != nil {
+	if _, err := m.Bind(t.Context(), Request{Owner: gone, Force: true, Devices: []string{"0000:02:00.0"}}); err != nil {
 		t.Error("with force:", err)
 	}
 }
@@ -327,8 +412,8 @@ func TestRefusalWritesNothing(t *testing.T) {
 // FuzzJournal: what is read back is what was written, and nothing else names
 // a path.
 func FuzzJournal(f *testing.F) {
-	f.Add([]byte(`{"version":1,"bootID":"x","owner":{"name":"a","process":{"pid":1,"start":2},"keep":false},"address":"0000:01:00.0","id":"10de:20f1","group":"1","driver":"nvidia","override":"","prebound":false,"step":"unbind","time":"2026-01-02T03:04:05Z"}`))
-	f.Add([]byte(`{"version":1,"address":"0000:01:00.0","id":"10de:20f1","driver":"../x","step":"unbind"}`))
+	f.Add([]byte(`{"version":2,"bootID":"x","bind":"b","owner":{"name":"a","process":{"pid":1,"start":2},"keep":false},"user":0,"address":"0000:01:00.0","unit":"0000:01:00.0","id":"10de:20f1","group":"1","driver":"nvidia","override":"","prebound":false,"grants":[{"path":"/dev/vfio/1","was":0}],"step":"unbind","time":"2026-01-02T03:04:05Z"}`))
+	f.Add([]byte(`{"version":2,"address":"0000:01:00.0","unit":"0000:01:00.0","id":"10de:20f1","driver":"../x","grants":[{"path":"/etc/passwd"}],"step":"unbind"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		j, err := parseJournal(data)
 		if err != nil {
@@ -336,6 +421,11 @@ func FuzzJournal(f *testing.F) {
 		}
 		if strings.ContainsAny(j.Driver+j.Override+j.Group+j.Address, "/\n\x00") || j.Driver == ".." {
 			t.Errorf("%+v", j)
+		}
+		for _, g := range j.Grants {
+			if filepath.Clean(g.Path) != g.Path || !strings.HasPrefix(g.Path, "/dev/vfio/") {
+				t.Errorf("%+v", j)
+			}
 		}
 	})
 }

@@ -19,6 +19,7 @@ type fake struct {
 	refuses map[string]bool // drivers that do not take devices
 	blocks  map[string]bool // addresses whose unbind waits
 	pending map[string]bool // such an unbind has begun
+	owners  map[string]int  // of nodes that were given to somebody
 	writes  []string
 }
 
@@ -33,7 +34,7 @@ const thisBoot = "7d2f3a3e-0f0d-4a6c-9f57-2b1d2d5b1c11"
 
 func newFake(t *testing.T, devices ...fakeDevice) *fake {
 	t.Helper()
-	f := &fake{t: t, root: t.TempDir(), refuses: map[string]bool{}, blocks: map[string]bool{}, pending: map[string]bool{}}
+	f := &fake{t: t, root: t.TempDir(), refuses: map[string]bool{}, blocks: map[string]bool{}, pending: map[string]bool{}, owners: map[string]int{}}
 	f.put("/proc/sys/kernel/random/boot_id", thisBoot+"\n")
 	f.put("/proc/sys/kernel/osrelease", "6.12.0\n")
 	f.put("/proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\n")
@@ -42,6 +43,7 @@ func newFake(t *testing.T, devices ...fakeDevice) *fake {
 	f.dir(pciDevices)
 	for _, d := range devices {
 		f.add(d)
+		f.node(d.address)
 	}
 	return f
 }
@@ -118,7 +120,7 @@ func resourceLines(bars ...string) string {
 }
 
 func (f *fake) host() Host {
-	return Host{Root: f.root, Write: f.write, Viable: f.viable}
+	return Host{Root: f.root, Write: f.write, Viable: f.viable, Chown: f.chown}
 }
 
 func (f *fake) driver(address string) string {
@@ -157,6 +159,7 @@ func (f *fake) write(_ context.Context, path, data string) error {
 			return ErrBlocked
 		}
 		f.must(os.Remove(f.at(pciDevices, address, "driver")))
+		f.node(address)
 		return nil
 	case "bind":
 		return f.bind(address, filepath.Base(filepath.Dir(path)))
@@ -189,6 +192,34 @@ func (f *fake) bind(address, driver string) error {
 		return errors.New("no such device")
 	}
 	f.symlink("../../drivers/"+driver, filepath.Join(pciDevices, address, "driver"))
+	f.node(address)
+	return nil
+}
+
+// node makes or removes the node of a function's group, as the last of the
+// group to come to VFIO or to leave it does.
+func (f *fake) node(address string) {
+	group := Host{Root: f.root}.link(pciDevices, address, "iommu_group")
+	if group == "" {
+		return
+	}
+	path := "/dev/vfio/" + group
+	if slices.ContainsFunc((Host{Root: f.root}).names(iommuDir, group, "devices"), func(m string) bool { return f.driver(m) == vfioDriver }) {
+		f.put(path, "")
+		return
+	}
+	_ = os.Remove(f.at(path)) // it may not be there
+	delete(f.owners, path)
+}
+
+func (f *fake) chown(path string, uid int) error {
+	if _, err := os.Lstat(f.at(path)); err != nil {
+		return err
+	}
+	f.owners[path] = uid
+	if uid == os.Geteuid() {
+		delete(f.owners, path) // as it was
+	}
 	return nil
 }
 
@@ -216,6 +247,9 @@ func (f *fake) state() map[string]string {
 	s := map[string]string{}
 	for _, a := range (Host{Root: f.root}).names(pciDevices) {
 		s[a] = f.driver(a) + " override=" + Host{Root: f.root}.override(a)
+	}
+	for path, uid := range f.owners {
+		s[path] = fmt.Sprintf("uid %d", uid)
 	}
 	return s
 }

@@ -19,6 +19,9 @@ type Host struct {
 
 	Patience time.Duration // with one write; 0: 30 s, as drivers of large cards take seconds to let go
 
+	// Chown gives a node of /dev to a user. Nil does so for real.
+	Chown func(path string, uid int) error
+
 	// Viable reports why the kernel does not let an IOMMU group be used. Nil
 	// asks the kernel.
 	Viable func(group string) error

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/vm"
 )
@@ -24,6 +25,8 @@ const (
 	StepUnbind   Step = "unbind"         // take it from its driver
 	StepProbe    Step = "probe"          // let vfio-pci have it
 	StepBound    Step = "bound"          // nothing; it is bound
+	StepGrant    Step = "grant"          // give its nodes in /dev to the user
+	StepKept     Step = "kept"           // nothing; all of the bind are bound, and stay so
 	StepRelease  Step = "release"        // take it from vfio-pci
 	StepReset    Step = "reset-override" // write back driver_override
 	StepRebind   Step = "rebind"         // give it to its own driver
@@ -41,18 +44,28 @@ type Owner struct {
 type Journal struct {
 	Version  int       `json:"version"`
 	Boot     string    `json:"bootID"`
+	Bind     string    `json:"bind"` // the same in all that were taken at once
 	Owner    Owner     `json:"owner"`
+	User     int       `json:"user"` // who may use it: a user id
 	Address  string    `json:"address"`
-	ID       string    `json:"id"` // vendor:device
+	Unit     string    `json:"unit"` // the first address of what is taken and given back whole
+	ID       string    `json:"id"`   // vendor:device
 	Group    string    `json:"group"`
 	Driver   string    `json:"driver"`   // original, "" for none
 	Override string    `json:"override"` // original, "" when unset
 	Prebound bool      `json:"prebound"` // on vfio-pci already: nothing is done to it
+	Grants   []Grant   `json:"grants,omitempty"`
 	Step     Step      `json:"step"`
 	Time     time.Time `json:"time"` // of the binding
 }
 
-const journalVersion = 1
+// Grant is a node of /dev that was given to a user.
+type Grant struct {
+	Path string `json:"path"`
+	Was  int    `json:"was"` // the owner before: a user id
+}
+
+const journalVersion = 2
 
 // parseJournal reads a journal. What it names becomes part of paths that root
 // writes to, so it must look like what this package writes.
@@ -66,26 +79,66 @@ func parseJournal(data []byte) (*Journal, error) {
 	switch {
 	case j.Version != journalVersion:
 		return nil, fmt.Errorf("it is of version %d, this program knows %d", j.Version, journalVersion)
-	case !addressPattern.MatchString(j.Address) || strings.Count(j.Address, ":") != 2:
+	case !fullAddress(j.Address):
 		return nil, fmt.Errorf("%q is not an address", j.Address)
+	case !fullAddress(j.Unit):
+		return nil, fmt.Errorf("%q is not an address", j.Unit)
 	case !idPattern.MatchString(j.ID):
 		return nil, fmt.Errorf("%q is not an id", j.ID)
 	case !plainName(j.Driver), !plainName(j.Override), !plainName(j.Group):
 		return nil, fmt.Errorf("driver %q, override %q or group %q is not a name", j.Driver, j.Override, j.Group)
 	}
+	for _, g := range j.Grants {
+		if !nodePattern.MatchString(g.Path) {
+			return nil, fmt.Errorf("%q is not a device of VFIO", g.Path)
+		}
+	}
 	switch j.Step {
-	case StepOverride, StepUnbind, StepProbe, StepBound, StepRelease, StepReset, StepRebind, StepVerify:
+	case StepOverride, StepUnbind, StepProbe, StepBound, StepGrant, StepKept, StepRelease, StepReset, StepRebind, StepVerify:
 		return &j, nil
 	}
 	return nil, fmt.Errorf("unknown step %q", j.Step)
 }
 
+func fullAddress(s string) bool { return addressPattern.MatchString(s) && strings.Count(s, ":") == 2 }
+
 func plainName(s string) bool { return !strings.ContainsAny(s, "/\x00\n") && s != "." && s != ".." }
+
+// JournalDir is where the journals lie, whatever agentvm's own directories
+// are: there is one set of devices. They hold no secret, and everybody may know
+// who has which card.
+const JournalDir = "/var/lib/agentvm/gpu"
 
 const journalSuffix = ".json"
 
+func (m *Manager) dir() string { return m.Host.at(JournalDir) }
+
 func (m *Manager) journalPath(address string) string {
-	return filepath.Join(m.Dir, address+journalSuffix)
+	return filepath.Join(m.dir(), address+journalSuffix)
+}
+
+// makeDir makes the directory of the journals. What they say, root does: it
+// must be nobody else's.
+func (m *Manager) makeDir() error {
+	dir := m.dir()
+	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s is not a directory of user %d", dir, os.Geteuid())
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // the umask may be any
+		return err
+	}
+	// The names of what was just made must survive too, or the journals would not.
+	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
 }
 
 // record writes j with the step that is about to be done, and returns when it
@@ -97,10 +150,10 @@ func (m *Manager) record(j *Journal, step Step) error {
 		return fmt.Errorf("write the journal of %s: %w", j.Address, err)
 	}
 	// renameio syncs the file before it renames it; the name is ours to sync.
-	if err := renameio.WriteFile(m.journalPath(j.Address), append(data, '\n'), 0o600); err != nil {
+	if err := renameio.WriteFile(m.journalPath(j.Address), append(data, '\n'), 0o644); err != nil {
 		return fmt.Errorf("write the journal of %s: %w", j.Address, err)
 	}
-	if err := syncDir(m.Dir); err != nil {
+	if err := syncDir(m.dir()); err != nil {
 		return fmt.Errorf("write the journal of %s: %w", j.Address, err)
 	}
 	m.point()
@@ -112,7 +165,7 @@ func (m *Manager) forget(address string) error {
 	if err := os.Remove(m.journalPath(address)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete the journal of %s: %w", address, err)
 	}
-	err := syncDir(m.Dir)
+	err := syncDir(m.dir())
 	m.point()
 	return err
 }
@@ -145,7 +198,7 @@ func (m *Manager) Journal(address string) (*Journal, error) {
 
 // Journals reads all journals, by address. Unreadable ones are in the error.
 func (m *Manager) Journals() (list []*Journal, err error) {
-	entries, err := os.ReadDir(m.Dir)
+	entries, err := os.ReadDir(m.dir())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {

@@ -30,49 +30,44 @@ type Outcome struct {
 	Detail  string `json:"detail"`
 }
 
-// Release gives back the devices at these addresses, with the other functions
-// of their slots, whoever took them.
+// Release is of [Taker].
 func (m *Manager) Release(ctx context.Context, addresses ...string) (outcomes []Outcome, err error) {
 	err = m.locked(ctx, func() error {
 		inv, err := m.Host.Inventory()
 		if err != nil {
 			return err
 		}
-		var journals []*Journal
+		journals, err := m.Journals()
+		if err != nil {
+			return err
+		}
+		var wanted []*Journal
 		for _, address := range addresses {
-			unit := []string{address} // a device may be gone, and its journal here
-			if d := inv.Get(address); d != nil {
-				unit = nil
-				for _, f := range inv.Unit(d) {
-					unit = append(unit, f.Address)
-				}
+			unit := address
+			if d := inv.Get(address); d != nil { // else it is gone, and its journal here
+				unit = inv.Unit(d)[0].Address
 			}
 			found := false
-			for _, a := range unit {
-				j, err := m.Journal(a)
-				if err != nil {
-					return err
-				}
-				if j == nil {
+			for _, j := range journals {
+				if j.Address != address && j.Unit != unit {
 					continue
 				}
 				found = true
-				if !slices.ContainsFunc(journals, func(o *Journal) bool { return o.Address == j.Address }) {
-					journals = append(journals, j)
+				if !slices.Contains(wanted, j) {
+					wanted = append(wanted, j)
 				}
 			}
 			if !found {
 				return vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("%s was not taken by agentvm", address)), "agentvm gpu ls shows what was")
 			}
 		}
-		outcomes, err = m.giveBack(ctx, inv, journals)
+		outcomes, err = m.giveBack(ctx, inv, journals, wanted)
 		return err
 	})
 	return outcomes, err
 }
 
-// Recover gives back what nobody stands behind any more: what a killed
-// process had, or had begun to take or to give back. The rest it leaves.
+// Recover is of [Taker].
 func (m *Manager) Recover(ctx context.Context) (outcomes []Outcome, err error) {
 	err = m.locked(ctx, func() error {
 		inv, err := m.Host.Inventory()
@@ -81,55 +76,133 @@ func (m *Manager) Recover(ctx context.Context) (outcomes []Outcome, err error) {
 		}
 		journals, unreadable := m.Journals()
 		boot := m.boot()
-		var stale []*Journal
+		var left []*Journal
 		for _, j := range journals {
-			if j.stale(boot) {
-				stale = append(stale, j)
+			if stale(journals, j, boot) {
+				left = append(left, j)
 				continue
 			}
 			outcomes = append(outcomes, Outcome{j.Address, Left, "it is held by " + j.Owner.Name})
 		}
-		restored, err := m.giveBack(ctx, inv, stale)
+		restored, err := m.giveBack(ctx, inv, journals, left)
 		outcomes = append(outcomes, restored...)
 		return errors.Join(unreadable, err)
 	})
 	return outcomes, err
 }
 
-// Stale lists the addresses that Recover would look at.
+// Stale lists the addresses that Recover would look at. It needs no privilege.
 func (m *Manager) Stale() (addresses []string, err error) {
 	journals, err := m.Journals()
 	boot := m.boot()
 	for _, j := range journals {
-		if j.stale(boot) {
+		if stale(journals, j, boot) {
 			addresses = append(addresses, j.Address)
 		}
 	}
 	return addresses, err
 }
 
-// giveBack restores each function, the last taken first. One that cannot be
-// does not keep the others from it.
-func (m *Manager) giveBack(ctx context.Context, inv *Inventory, journals []*Journal) (outcomes []Outcome, err error) {
-	var problems []error
-	for _, j := range slices.Backward(journals) {
-		err := free(inv, j)
-		var o Outcome
-		if err == nil {
-			o, err = m.restore(ctx, j)
-		}
-		if err != nil {
-			problems = append(problems, err)
-			o = Outcome{j.Address, Failed, err.Error()}
-		}
-		outcomes = append(outcomes, o)
-	}
-	return outcomes, vm.Classify(vm.ErrHost, errors.Join(problems...))
+// stale reports whether nobody stands behind a journal, one of all, any more.
+func stale(all []*Journal, j *Journal, boot string) bool {
+	return j.Boot != boot || !kept(all, j) && !j.Owner.Process.Alive()
 }
 
-// free refuses to take a device from under those who have it open: vfio-pci
+// kept reports whether a function stays taken after the process that took it
+// has ended. A process can be killed between any two journals; so one of a bind
+// that says so stands for all of it, and one of a unit that is being given back
+// for all of that.
+func kept(all []*Journal, j *Journal) bool {
+	says := false
+	for _, o := range all {
+		if o.Bind != j.Bind {
+			continue
+		}
+		says = says || o.Step == StepKept
+		if o.Unit == j.Unit && o.leaving() {
+			return false
+		}
+	}
+	return says
+}
+
+func (j *Journal) leaving() bool {
+	return slices.Contains([]Step{StepRelease, StepReset, StepRebind, StepVerify}, j.Step)
+}
+
+// giveBack restores each function, the last taken first. A unit that cannot be
+// given back does not keep the others from it.
+func (m *Manager) giveBack(ctx context.Context, inv *Inventory, all, wanted []*Journal) (outcomes []Outcome, err error) {
+	if err := m.settle(all); err != nil {
+		return nil, err
+	}
+	var problems []error
+	failed := func(j *Journal, err error) {
+		problems = append(problems, err)
+		outcomes = append(outcomes, Outcome{j.Address, Failed, err.Error()})
+	}
+	var free []*Journal
+	inUse := map[string]error{} // by unit
+	for _, j := range wanted {
+		if err := inUseBy(inv, j); err != nil {
+			inUse[j.Unit] = err
+		}
+	}
+	for _, j := range wanted {
+		if err := inUse[j.Unit]; err != nil {
+			failed(j, err)
+			continue
+		}
+		free = append(free, j)
+	}
+	// All are marked before the first is done, so that whoever is killed here
+	// leaves no unit of which a part is kept.
+	for _, j := range free {
+		if j.Boot != m.boot() || j.leaving() {
+			continue
+		}
+		if err := m.record(j, StepRelease); err != nil {
+			return outcomes, vm.Classify(vm.ErrHost, err)
+		}
+	}
+	for _, j := range slices.Backward(free) {
+		if o, err := m.restore(ctx, j); err != nil {
+			failed(j, err)
+		} else {
+			outcomes = append(outcomes, o)
+		}
+	}
+	return outcomes, vm.Classify(vm.ErrHost, distinct(problems))
+}
+
+// settle notes of each function that is kept that it is, before the journal
+// that says so for all of them may be deleted.
+func (m *Manager) settle(all []*Journal) error {
+	for _, j := range all {
+		if j.Step == StepKept || !kept(all, j) {
+			continue
+		}
+		if err := m.record(j, StepKept); err != nil {
+			return vm.Classify(vm.ErrHost, err)
+		}
+	}
+	return nil
+}
+
+// distinct joins errors, each text once: functions share what is in the way.
+func distinct(problems []error) error {
+	var once []error
+	for _, p := range problems {
+		if !slices.ContainsFunc(once, func(o error) bool { return o.Error() == p.Error() }) {
+			once = append(once, p)
+		}
+	}
+	return errors.Join(once...)
+}
+
+// inUseBy refuses to take a device from under those who have it open: vfio-pci
 // would wait for them, and no write can be taken back.
-func free(inv *Inventory, j *Journal) error {
+func inUseBy(inv *Inventory, j *Journal) error {
 	d := inv.Get(j.Address)
 	if d == nil || j.Prebound || d.Driver != vfioDriver || len(d.Holders) == 0 {
 		return nil
@@ -153,6 +226,9 @@ func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 	}
 	if j.Boot != m.boot() {
 		return done(Dropped, "the host has booted since, which undid the binding")
+	}
+	if err := m.revoke(j); err != nil {
+		return fail(err)
 	}
 	if j.Prebound {
 		return done(Restored, "it was on vfio-pci before, and stays so")

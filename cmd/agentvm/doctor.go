@@ -81,7 +81,7 @@ func (a *app) examine(ctx context.Context) ([]vm.Finding, error) {
 		share.Check(ctx),
 		images.Check(dirs.Images()),
 		instances(instance.Store{Dirs: dirs}),
-		gpuJournals(dirs.GPU()),
+		gpuJournals(a.gpuHost()),
 	), nil
 }
 

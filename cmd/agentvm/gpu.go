@@ -1,11 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -31,18 +31,12 @@ the name, or auto: the best card that is free.`,
 
 // gpus finds the host's devices, and who takes them.
 func (a *app) gpus() (*gpu.Manager, *gpu.Inventory, error) {
-	dirs, err := a.dirs()
-	if err != nil {
-		return nil, nil, err
-	}
-	root := a.gpuRoot
-	if root == "" {
-		root = "/"
-	}
-	m := &gpu.Manager{Host: gpu.Host{Root: root}, Dir: dirs.GPU()}
+	m := &gpu.Manager{Host: a.gpuHost()}
 	inv, err := m.Host.Inventory()
 	return m, inv, err
 }
+
+func (a *app) gpuHost() gpu.Host { return gpu.Host{Root: cmp.Or(a.gpuRoot, "/")} }
 
 // gpuView is a card as gpu ls shows it.
 type gpuView struct {
@@ -221,7 +215,7 @@ host boots.`,
 			if err != nil {
 				return err
 			}
-			taken, err := m.Bind(cmd.Context(), gpu.Owner{Name: "gpu bind", Process: self, Keep: true}, force, addresses...)
+			taken, err := m.Bind(cmd.Context(), gpu.Request{Owner: gpu.Owner{Name: "gpu bind", Process: self, Keep: true}, Force: force, Devices: addresses})
 			if err != nil {
 				return err
 			}
@@ -361,12 +355,12 @@ func (a *app) completeGPUs(_ *cobra.Command, args []string, _ string) ([]string,
 }
 
 // gpuJournals tells of cards that are taken from the host; nothing when none is.
-func gpuJournals(dir string) (findings []vm.Finding) {
-	paths, err := filepath.Glob(filepath.Join(dir, "*.json"))
-	if err != nil || len(paths) == 0 {
+func gpuJournals(host gpu.Host) (findings []vm.Finding) {
+	m := gpu.Manager{Host: host}
+	journals, err := m.Journals()
+	if err == nil && len(journals) == 0 {
 		return nil
 	}
-	m := gpu.Manager{Host: gpu.Host{Root: "/"}, Dir: dir}
 	stale, err := m.Stale()
 	switch {
 	case err != nil:
@@ -374,7 +368,7 @@ func gpuJournals(dir string) (findings []vm.Finding) {
 	case len(stale) > 0:
 		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingWarn, Detail: "taken from the host's drivers by processes that have ended: " + strings.Join(stale, ", "), Fix: "sudo agentvm gpu recover"})
 	default:
-		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingOK, Detail: fmt.Sprintf("%d PCI functions are taken from the host's drivers; agentvm gpu release gives them back", len(paths))})
+		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingOK, Detail: fmt.Sprintf("%d PCI functions are taken from the host's drivers; agentvm gpu release gives them back", len(journals))})
 	}
 	return findings
 }

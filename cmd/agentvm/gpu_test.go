@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/agentvm/agentvm/gpu"
 	"github.com/agentvm/agentvm/vm"
@@ -87,10 +90,34 @@ func TestGPUCheckAndBindRefuse(t *testing.T) {
 	}
 }
 
+// TestDoctorTellsOfCardsLeftBehind: whatever home the one who took them had.
+func TestDoctorTellsOfCardsLeftBehind(t *testing.T) {
+	a, _, _ := cardHost(t)
+	if f := gpuJournals(a.gpuHost()); len(f) > 0 {
+		t.Error(f)
+	}
+	dir := filepath.Join(a.gpuRoot, gpu.JournalDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	journal := `{"version":2,"bootID":"x","bind":"b","owner":{"name":"gpu bind","process":{"pid":1,"start":1},"keep":true},"user":0,"address":"0000:3b:00.0","unit":"0000:3b:00.0","id":"10de:2330","group":"1","driver":"nvidia","override":"","prebound":false,"step":%q,"time":"2026-01-02T03:04:05Z"}`
+	for step, want := range map[gpu.Step]vm.Finding{
+		gpu.StepKept:  {Name: "cards", Status: vm.FindingOK, Detail: "1 PCI functions are taken from the host's drivers; agentvm gpu release gives them back"},
+		gpu.StepBound: {Name: "cards", Status: vm.FindingWarn, Detail: "taken from the host's drivers by processes that have ended: 0000:3b:00.0", Fix: "sudo agentvm gpu recover"},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "0000:3b:00.0.json"), fmt.Appendf(nil, journal, step), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]vm.Finding{want}, gpuJournals(a.gpuHost())); diff != "" {
+			t.Error(step, diff)
+		}
+	}
+}
+
 func TestGPUJSONIsDocumented(t *testing.T) {
 	said := append(spans(section(t, readDoc(t, "docs/gpu.md"), "## JSON")), spans(section(t, readDoc(t, "docs/commands.md"), "## JSON"))...)
 	for _, typ := range []reflect.Type{reflect.TypeFor[gpu.Device](), reflect.TypeFor[gpu.BAR](), reflect.TypeFor[gpu.Holder](), reflect.TypeFor[gpuCheckView](), reflect.TypeFor[gpu.Finding](),
-		reflect.TypeFor[gpu.Journal](), reflect.TypeFor[gpu.Outcome]()} {
+		reflect.TypeFor[gpu.Journal](), reflect.TypeFor[gpu.Grant](), reflect.TypeFor[gpu.Outcome]()} {
 		for f := range typ.Fields() {
 			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "bridge" && !slices.Contains(said, name) { // which no card is
 				t.Errorf("no document mentions the field %s of %s", name, typ)

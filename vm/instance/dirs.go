@@ -80,10 +80,6 @@ func (d Dirs) Images() string { return filepath.Join(d.Cache, "images") }
 // Templates is where machines that others start from are kept.
 func (d Dirs) Templates() string { return filepath.Join(d.Cache, "templates") }
 
-// GPU is where it is kept what cards were like before they were taken from
-// the host.
-func (d Dirs) GPU() string { return filepath.Join(d.State, "gpu") }
-
 // Agents is where the user's own agent profiles lie.
 func (d Dirs) Agents() string { return filepath.Join(d.Config, "agents") }
 
