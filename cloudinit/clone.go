@@ -13,14 +13,22 @@ import (
 )
 
 // The parts of programs for the serial line that are always the same: what
-// mounts shares, what makes a clone its own machine, and what does no more
-// than mount.
+// mounts shares, what names a machine, what makes a clone its own machine, and
+// what does no more than name or mount.
 var (
 	//go:embed shares.py
 	sharesProgram string
+	//go:embed name.py
+	nameProgram string
 	//go:embed clone.py
 	cloneProgram string
 )
+
+const claimProgram = `
+name_it()
+mount_shares()
+tell_lost()
+`
 
 const resumeProgram = `
 say("login")  # its sshd has been its own all along
@@ -62,13 +70,11 @@ type cloneShare struct {
 // digits.
 //
 // The program says "login" when the guest's own sshd listens, which is before
-// the shares are mounted, and after "warning: " what could not be had. The guest's next boot, from cfg's own seed, does the
-// same work once more.
+// the shares are mounted, and after "warning: " what could not be had. The
+// guest's next boot, from cfg's own seed, does the same work once more.
 func CloneProgram(cfg Config, machineID string) (string, error) {
-	if cfg.Partitioned || len(cfg.Files) > 0 || len(cfg.RunCmd) > 0 {
-		return "", errors.New("only a guest of this project's own making, without files and commands, can be cloned")
-	}
-	if _, err := NewSeed(cfg); err != nil { // the same values pass the same checks
+	c, err := named(cfg)
+	if err != nil {
 		return "", err
 	}
 	keys, err := hostKeys(cfg.HostKey)
@@ -78,17 +84,37 @@ func CloneProgram(cfg Config, machineID string) (string, error) {
 	if keys == nil {
 		return "", fmt.Errorf("%w: a clone needs a host key of its own", ErrInvalid)
 	}
-	git, err := cfg.Git.file()
+	c.MachineID = machineID
+	c.HostKey, c.HostKeyPublic = keys.ED25519Private, keys.ED25519Public
+	c.AuthorizedKeysFile = path.Join(cfg.User.Home(), ".ssh/authorized_keys")
+	c.AuthorizedKeys = strings.Join(append(slices.Clone(cfg.AuthorizedKeys), ""), "\n")
+	return program(c, sharesProgram+"\n\n"+nameProgram+"\n\n"+cloneProgram)
+}
+
+// ClaimProgram returns a program for the serial line (package line) of a guest
+// that CloneProgram has made a machine of its own, without a name and shares:
+// it gives it those of cfg, and says what CloneProgram's says.
+func ClaimProgram(cfg Config) (string, error) {
+	c, err := named(cfg)
 	if err != nil {
 		return "", err
 	}
-	c := clone{
-		MachineID: machineID, Hostname: cmp.Or(cfg.Hostname, cfg.InstanceName),
-		HostKey: keys.ED25519Private, HostKeyPublic: keys.ED25519Public,
-		AuthorizedKeysFile: path.Join(cfg.User.Home(), ".ssh/authorized_keys"),
-		AuthorizedKeys:     strings.Join(append(slices.Clone(cfg.AuthorizedKeys), ""), "\n"),
-		Shares:             []cloneShare{},
+	return program(c, sharesProgram+"\n\n"+nameProgram+claimProgram)
+}
+
+// named is what gives a clone its name and its shares.
+func named(cfg Config) (clone, error) {
+	if cfg.Partitioned || len(cfg.Files) > 0 || len(cfg.RunCmd) > 0 {
+		return clone{}, errors.New("only a guest of this project's own making, without files and commands, can be cloned")
 	}
+	if _, err := NewSeed(cfg); err != nil { // the same values pass the same checks
+		return clone{}, err
+	}
+	git, err := cfg.Git.file()
+	if err != nil {
+		return clone{}, err
+	}
+	c := clone{Hostname: cmp.Or(cfg.Hostname, cfg.InstanceName), Shares: []cloneShare{}}
 	for _, f := range git {
 		c.GitConfig = f.Content
 	}
@@ -98,7 +124,7 @@ func CloneProgram(cfg Config, machineID string) (string, error) {
 	for _, m := range cfg.Mounts {
 		c.Shares = append(c.Shares, cloneShare(m))
 	}
-	return program(c, sharesProgram+"\n\n"+cloneProgram)
+	return c, nil
 }
 
 // ResumeProgram returns a program for the serial line (package line) of a

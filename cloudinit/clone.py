@@ -18,10 +18,7 @@ os.kill(sshd, 1)
 
 # Who the guest is.
 write("/etc/machine-id", guest["machine_id"] + "\n")
-write("/etc/hostname", guest["hostname"] + "\n")
-socket.sethostname(guest["hostname"])
-if guest["gitconfig"]:
-    write("/etc/gitconfig", guest["gitconfig"])
+name_it()
 new_boot()
 
 mounting = threading.Thread(target=mount_shares)

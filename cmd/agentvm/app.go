@@ -18,6 +18,7 @@ import (
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/agent"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/lifecycle"
 	"github.com/agentvm/agentvm/vm/share"
@@ -90,7 +91,7 @@ the machine but what agentvm.yaml names.`,
 		a.stopCommand(), a.startCommand(), a.restartCommand(), a.downCommand(),
 		a.suspendCommand(), a.resumeCommand(), a.snapshotCommand(), a.forkCommand(),
 		a.cpCommand(), a.forwardCommand(), a.sshConfigCommand(), a.sshProxyCommand(),
-		a.imageCommand(), a.templateCommand(), a.gpuCommand(), a.agentsCommand(), a.doctorCommand(), a.versionCommand(), a.superviseCommand(),
+		a.imageCommand(), a.templateCommand(), a.poolCommand(), a.gpuCommand(), a.agentsCommand(), a.doctorCommand(), a.versionCommand(), a.superviseCommand(),
 	)
 	return root
 }
@@ -136,8 +137,12 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
+	user, err := config.LoadUser(store.Dirs.UserConfig())
+	if err != nil {
+		return nil, err
+	}
 	return &lifecycle.Manager{
-		Store: store, Agents: agents, Executable: exe, Home: a.home(),
+		Store: store, Agents: agents, Executable: exe, Home: a.home(), Pool: int(user.Pool),
 		Templates: template.Store{Dir: store.Dirs.Templates(), Max: templatesMax},
 		Hardware: func(ctx context.Context, m vm.Machine) (string, error) {
 			return hardware(ctx, store.Dirs.Cache, m)

@@ -44,6 +44,13 @@ func usedBy(m *lifecycle.Manager) (map[string][]string, error) {
 		return nil, err
 	}
 	users := map[string][]string{}
+	spares, err := m.Spares()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range spares {
+		users[s.Spec.ImageID] = append(users[s.Spec.ImageID], "the pool's "+s.Instance.Name)
+	}
 	for _, i := range list {
 		if spec, err := i.Spec(); err == nil && spec.ImageID != "" {
 			users[spec.ImageID] = append(users[spec.ImageID], i.Name)

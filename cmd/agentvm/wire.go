@@ -80,7 +80,8 @@ func boundedLog(path string) io.WriteCloser {
 	return &lumberjack.Logger{Filename: path, MaxSize: 32 /* MiB */, MaxBackups: 3}
 }
 
-func (p parts) Network(ctx context.Context, spec instance.Spec, socket, log string) (supervisor.Network, error) {
+// policyOf is what an instance may reach.
+func policyOf(spec instance.Spec) (*network.Policy, error) {
 	var rules []network.Rule
 	for _, s := range spec.Network.Allow {
 		r, err := network.ParseRule(s)
@@ -93,22 +94,16 @@ func (p parts) Network(ctx context.Context, spec instance.Spec, socket, log stri
 	for _, s := range spec.Network.Services {
 		services = append(services, network.Service{Name: s.Name, Port: uint16(s.Port), Target: s.Target})
 	}
-	policy, err := network.NewPolicy(rules, services)
+	return network.NewPolicy(rules, services)
+}
+
+func (p parts) Network(ctx context.Context, spec instance.Spec, socket, log string) (supervisor.Network, error) {
+	policy, err := policyOf(spec)
 	if err != nil {
 		return nil, err
 	}
-	out := boundedLog(log)
-	encoder := json.NewEncoder(out)
-	n, err := network.New(network.Config{
-		Policy: policy,
-		Proxy:  network.ProxyFromEnvironment(),
-		Logger: p.log,
-		Log: func(d network.Decision) {
-			if err := encoder.Encode(d); err != nil {
-				p.log.Error("write the network log", "error", err)
-			}
-		},
-	})
+	out := &decisionLog{out: boundedLog(log), log: p.log}
+	n, err := network.New(network.Config{Policy: policy, Proxy: network.ProxyFromEnvironment(), Logger: p.log, Log: out.write})
 	if err != nil {
 		out.Close()
 		return nil, err
@@ -138,8 +133,45 @@ func (p parts) Network(ctx context.Context, spec instance.Spec, socket, log stri
 
 type runningNetwork struct {
 	*network.Network
-	log    io.Closer
+	log    *decisionLog
 	served sync.WaitGroup
+}
+
+// decisionLog is the file that decisions go to, which another one can follow.
+type decisionLog struct {
+	mu  sync.Mutex
+	out io.WriteCloser
+	log *slog.Logger
+}
+
+func (l *decisionLog) write(d network.Decision) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := json.NewEncoder(l.out).Encode(d); err != nil {
+		l.log.Error("write the network log", "error", err)
+	}
+}
+
+func (l *decisionLog) goOn(path string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err := l.out.Close()
+	l.out = boundedLog(path)
+	return err
+}
+
+func (l *decisionLog) Close() error { return l.out.Close() }
+
+func (n *runningNetwork) Apply(spec instance.Spec, log string) error {
+	policy, err := policyOf(spec)
+	if err != nil {
+		return err
+	}
+	if err := n.log.goOn(log); err != nil {
+		return err
+	}
+	n.SetPolicy(policy)
+	return nil
 }
 
 func (n *runningNetwork) Dial(ctx context.Context, port int) (net.Conn, error) {
@@ -317,6 +349,7 @@ func (m runningMachine) Unplug(ctx context.Context, i int) error {
 	return qemu.UnplugShare(ctx, m.monitor, i)
 }
 
+func (m runningMachine) Pause(ctx context.Context) error  { return qmp.Stop(ctx, m.monitor) }
 func (m runningMachine) Resume(ctx context.Context) error { return qmp.Cont(ctx, m.monitor) }
 
 func (m runningMachine) Save(ctx context.Context, dir string) error {
@@ -336,8 +369,11 @@ func (p parts) Guest(ctx context.Context, inst *instance.Instance, spec instance
 	if err != nil {
 		return nil, err
 	}
-	client, err := ssh.Connect(ctx, func(ctx context.Context) (net.Conn, error) { return dial(ctx, 22) },
-		ssh.Config{User: spec.Guest.User, Key: key, HostKey: hostKey.PublicKey()})
+	cfg := ssh.Config{User: spec.Guest.User, Key: key, HostKey: hostKey.PublicKey()}
+	if spec.Spare != "" {
+		cfg.KeepAlive = -1 // it is paused, and answers nothing
+	}
+	client, err := ssh.Connect(ctx, func(ctx context.Context) (net.Conn, error) { return dial(ctx, 22) }, cfg)
 	if err != nil {
 		return nil, err
 	}

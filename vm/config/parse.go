@@ -67,21 +67,10 @@ func Default() Config { return Config{Version: 1}.withDefaults() }
 // Parse reads a configuration strictly and fills in the defaults. Every
 // error is a *Error with file, line and column.
 func Parse(file string, data []byte) (Config, error) {
-	d := &document{file: file, lines: strings.Split(string(data), "\n")}
-	tree, err := parser.ParseBytes(data, 0)
-	if err != nil {
-		return Config{}, d.wrap(err)
-	}
-	d.tree = tree
-	if len(tree.Docs) == 0 || tree.Docs[0].Body == nil {
-		return Config{}, d.errorAt("", "the file is empty", "run agentvm init to write a commented one")
-	}
-	if len(tree.Docs) > 1 {
-		return Config{}, d.errorAt("", "the file has more than one document", "remove the --- separators")
-	}
 	var c Config
-	if err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(&c); err != nil {
-		return Config{}, d.wrap(err)
+	d, err := decode(file, data, &c, "run agentvm init to write a commented one")
+	if err != nil {
+		return Config{}, err
 	}
 	if err := d.check(c); err != nil {
 		return Config{}, err
@@ -89,10 +78,33 @@ func Parse(file string, data []byte) (Config, error) {
 	return c.withDefaults(), nil
 }
 
+// document is a file that is being read.
 type document struct {
 	file  string
 	lines []string
 	tree  *ast.File
+	keys  []string // that the file may have
+}
+
+// decode reads the one document of a file into what v points to, strictly.
+// ifEmpty says what to do about a file that has none.
+func decode(file string, data []byte, v any, ifEmpty string) (*document, error) {
+	d := &document{file: file, lines: strings.Split(string(data), "\n"), keys: configKeys(reflect.TypeOf(v))}
+	tree, err := parser.ParseBytes(data, 0)
+	if err != nil {
+		return nil, d.wrap(err)
+	}
+	d.tree = tree
+	if len(tree.Docs) == 0 || tree.Docs[0].Body == nil {
+		return nil, d.errorAt("", "the file is empty", ifEmpty)
+	}
+	if len(tree.Docs) > 1 {
+		return nil, d.errorAt("", "the file has more than one document", "remove the --- separators")
+	}
+	if err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(v); err != nil {
+		return nil, d.wrap(err)
+	}
+	return d, nil
 }
 
 // wrap turns an error of the YAML library into one with a place and a hint.
@@ -109,7 +121,7 @@ func (d *document) wrap(err error) error {
 	case errors.As(err, &unknown):
 		key := strings.Trim(strings.TrimPrefix(msg, "unknown field "), `"`)
 		msg = fmt.Sprintf("unknown key %q", key)
-		if near := vm.Nearest(key, configKeys(reflect.TypeFor[Config]())); near != "" {
+		if near := vm.Nearest(key, d.keys); near != "" {
 			hint = fmt.Sprintf("did you mean %q?", near)
 		} else {
 			hint = "docs/configuration.md lists every key"

@@ -49,6 +49,10 @@ type Handler interface {
 	Suspend(ctx context.Context) error
 	// Snapshot saves the machine with its disk in dir, and lets it go on.
 	Snapshot(ctx context.Context, dir string) error
+	// Adopt makes a machine of the pool the instance in dir, whose spec has the
+	// machine's id, and returns when everything of it lies there. Its status
+	// then tells how it gets ready.
+	Adopt(ctx context.Context, dir string) error
 }
 
 // Serve answers on l until l is closed.
@@ -89,13 +93,17 @@ func Serve(l net.Listener, h Handler) error {
 		}
 	}
 	mux.HandleFunc("POST /v1/suspend", save(func(r *http.Request) error { return h.Suspend(r.Context()) }))
-	mux.HandleFunc("POST /v1/snapshot", save(func(r *http.Request) error {
-		var req snapshotRequest
-		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
-			return err
-		}
-		return h.Snapshot(r.Context(), req.Dir)
-	}))
+	directed := func(act func(ctx context.Context, dir string) error) http.HandlerFunc {
+		return save(func(r *http.Request) error {
+			var req dirRequest
+			if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+				return err
+			}
+			return act(r.Context(), req.Dir)
+		})
+	}
+	mux.HandleFunc("POST /v1/snapshot", directed(h.Snapshot))
+	mux.HandleFunc("POST /v1/adopt", directed(h.Adopt))
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	if err := srv.Serve(l); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve control socket: %w", err)
@@ -108,7 +116,7 @@ type stopRequest struct {
 	Reason string        `json:"reason"`
 }
 
-type snapshotRequest struct {
+type dirRequest struct {
 	Dir string `json:"dir"`
 }
 
@@ -194,11 +202,21 @@ func (c *Client) Suspend(ctx context.Context) error {
 // Snapshot asks the supervisor to save the machine and its disk in dir, and
 // waits until it runs again.
 func (c *Client) Snapshot(ctx context.Context, dir string) error {
-	data, err := json.Marshal(snapshotRequest{dir})
+	return c.directed(ctx, "/v1/snapshot", dir)
+}
+
+// Adopt asks the supervisor of a machine of the pool to make it the instance
+// in dir, and waits until it is.
+func (c *Client) Adopt(ctx context.Context, dir string) error {
+	return c.directed(ctx, "/v1/adopt", dir)
+}
+
+func (c *Client) directed(ctx context.Context, path, dir string) error {
+	data, err := json.Marshal(dirRequest{dir})
 	if err != nil {
 		return err
 	}
-	body, err := c.call(ctx, http.MethodPost, "/v1/snapshot", data)
+	body, err := c.call(ctx, http.MethodPost, path, data)
 	if err != nil {
 		return err
 	}

@@ -50,6 +50,12 @@ func (f *fake) Snapshot(_ context.Context, dir string) error {
 	}
 	return nil
 }
+func (f *fake) Adopt(_ context.Context, dir string) error {
+	if dir != "/instances/mine" {
+		return errors.New("it was asked for " + dir)
+	}
+	return nil
+}
 
 func (f *fake) Stop(ctx context.Context, grace time.Duration, reason string) error {
 	return f.stop(ctx, grace, reason)
@@ -387,6 +393,9 @@ func TestSave(t *testing.T) {
 	client, _ := serve(t, &fake{})
 	if err := client.Suspend(t.Context()); err == nil || err.Error() != "/workspace is in use by process 7 (vi)" {
 		t.Errorf("suspend: %v", err)
+	}
+	if err := client.Adopt(t.Context(), "/instances/mine"); err != nil {
+		t.Error(err)
 	}
 	if err := client.Snapshot(t.Context(), "/snapshots/.making"); err != nil {
 		t.Errorf("snapshot: %v", err)

@@ -16,7 +16,7 @@ import (
 type Dirs struct {
 	State  string // instances; lost only by `agentvm down`
 	Cache  string // images; can be built again
-	Config string // the user's own agent profiles
+	Config string // the user's own settings and agent profiles
 	Run    string // sockets; short, because a socket's path holds 107 bytes
 }
 
@@ -79,6 +79,12 @@ func (d Dirs) Images() string { return filepath.Join(d.Cache, "images") }
 
 // Templates is where machines that others start from are kept.
 func (d Dirs) Templates() string { return filepath.Join(d.Cache, "templates") }
+
+// Pool is where machines wait that are nobody's yet.
+func (d Dirs) Pool() string { return filepath.Join(d.State, "pool") }
+
+// UserConfig is the file with the user's own settings.
+func (d Dirs) UserConfig() string { return filepath.Join(d.Config, "config.yaml") }
 
 // Agents is where the user's own agent profiles lie.
 func (d Dirs) Agents() string { return filepath.Join(d.Config, "agents") }

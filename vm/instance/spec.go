@@ -42,6 +42,10 @@ type Spec struct {
 	// of its directory, for others to go on from.
 	Template bool `json:"template,omitempty"`
 
+	// Spare is the key of the environment that a machine waits in reserve for,
+	// paused and nobody's, until somebody claims it; empty: it is somebody's.
+	Spare string `json:"spare,omitempty"`
+
 	// Hardware names all that the guest can observe of what it was started on;
 	// a saved state fits nothing else.
 	Hardware string `json:"hardware,omitempty"`

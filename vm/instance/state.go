@@ -17,6 +17,7 @@ type State string
 const (
 	Starting State = "starting" // share, network and QEMU come up
 	Booting  State = "booting"  // QEMU runs; the guest is not usable yet
+	Spare    State = "spare"    // paused in the pool until somebody claims it
 	Ready    State = "ready"    // the guest said so over SSH, for this boot
 	Degraded State = "degraded" // usable, with something lost
 	Saving   State = "saving"   // paused while it is written down
@@ -30,7 +31,8 @@ const (
 // next lists the states that may follow each state.
 var next = map[State][]State{
 	Starting:  {Booting, Stopping, Failed},
-	Booting:   {Ready, Degraded, Stopping, Stopped, Failed},
+	Booting:   {Ready, Degraded, Spare, Stopping, Stopped, Failed},
+	Spare:     {Booting, Stopping, Stopped, Failed},
 	Ready:     {Booting, Degraded, Saving, Stopping, Stopped, Failed},
 	Degraded:  {Booting, Ready, Degraded, Saving, Stopping, Stopped, Failed},
 	Saving:    {Ready, Degraded, Stopping, Stopped, Suspended, Failed},

@@ -172,16 +172,22 @@ func (i *Instance) Unprovisioned() error {
 // Lock waits until no other command changes the instance. wait is called once
 // if there is one. The caller must release.
 func (i *Instance) Lock(ctx context.Context, wait func()) (release func(), err error) {
-	l := flock.New(i.Path(opLock), flock.SetPermissions(0o600))
+	release, err = lock(ctx, i.Path(opLock), wait)
+	if err != nil {
+		return nil, fmt.Errorf("lock instance %q: %w", i.Name, err)
+	}
+	return release, nil
+}
+
+// lock waits for the lock file at path, and calls wait once if it has to.
+func lock(ctx context.Context, path string, wait func()) (release func(), err error) {
+	l := flock.New(path, flock.SetPermissions(0o600))
 	ok, err := l.TryLock()
 	if err == nil && !ok {
 		wait()
 		_, err = l.TryLockContext(ctx, 50*time.Millisecond)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("lock instance %q: %w", i.Name, err)
-	}
-	return func() { _ = l.Unlock() }, nil
+	return func() { _ = l.Unlock() }, err
 }
 
 // LockLive marks the instance as run by this process until it ends, however

@@ -57,24 +57,37 @@ func Resolve(in Inputs) instance.Spec {
 		Guest:       guest(in),
 	}
 	spec.Machine = vm.Machine{
-		Name: in.Name, UUID: in.ID,
 		CPUs: int(c.Resources.CPUs), Memory: int64(c.Resources.Memory),
 		Accel: in.Host.Accel,
 		Boot:  boot(in),
 		Disks: []vm.Disk{
-			{ID: "root", Path: filepath.Join(in.Dir, OverlayFile), Format: "qcow2", Serial: "root"},
-			{ID: "seed", Path: filepath.Join(in.Dir, SeedFile), Format: "raw", Serial: "seed", ReadOnly: true},
+			{ID: "root", Format: "qcow2", Serial: "root"},
+			{ID: "seed", Format: "raw", Serial: "seed", ReadOnly: true},
 		},
-		NICs:    []vm.NIC{{MAC: guestMAC, Socket: filepath.Join(in.Run, "vm", "net.sock"), MTU: vmnet.DefaultMTU}},
-		Console: filepath.Join(in.Dir, ConsoleFile),
-		QMP:     filepath.Join(in.Run, "vm", "qmp.sock"),
-		Line:    filepath.Join(in.Run, "vm", "line.sock"),
-		RunAs:   in.Host.runAs(in.ID),
-		Ports:   max(minPorts, len(spec.Shares)),
+		NICs:  []vm.NIC{{MAC: guestMAC, MTU: vmnet.DefaultMTU}},
+		Ports: max(minPorts, len(spec.Shares)),
 	}
 	for _, s := range spec.Shares {
-		spec.Machine.Shares = append(spec.Machine.Shares, vm.Share{Tag: s.Tag, Socket: filepath.Join(in.Run, "vm", s.Tag+".sock")})
+		spec.Machine.Shares = append(spec.Machine.Shares, vm.Share{Tag: s.Tag})
 	}
+	return place(spec, in.Name, in.ID, in.Dir, in.Run, in.Host)
+}
+
+// place makes spec that of the instance with a name and an id, whose files lie
+// in dir and whose sockets lie in run.
+func place(spec instance.Spec, name, id, dir, run string, host Host) instance.Spec {
+	socket := func(name string) string { return filepath.Join(run, "vm", name+".sock") }
+	m := spec.Machine
+	spec.Name, spec.ID = name, id
+	m.Name, m.UUID, m.RunAs = name, id, host.runAs(id)
+	m.Console, m.QMP, m.Line = filepath.Join(dir, ConsoleFile), socket("qmp"), socket("line")
+	m.Disks, m.NICs, m.Shares = slices.Clone(m.Disks), slices.Clone(m.NICs), slices.Clone(m.Shares)
+	m.Disks[0].Path, m.Disks[1].Path = filepath.Join(dir, OverlayFile), filepath.Join(dir, SeedFile)
+	m.NICs[0].Socket = socket("net")
+	for i, s := range m.Shares {
+		m.Shares[i].Socket = socket(s.Tag)
+	}
+	spec.Machine = m
 	return spec
 }
 

@@ -170,12 +170,12 @@ func (m *Manager) await(ctx context.Context, inst *instance.Instance, spec insta
 	err := m.client(inst, spec).Watch(ctx, func(s instance.Status) bool {
 		last = s
 		report.State(s)
-		return !s.State.Usable() && s.State.Live()
+		return !isUp(s.State) && s.State.Live()
 	})
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, control.ErrGone)) {
 		return last, err
 	}
-	if last.State.Usable() {
+	if isUp(last.State) {
 		return last, nil
 	}
 	// Its end shows on the socket before the kernel has cleared it away.
@@ -185,13 +185,16 @@ func (m *Manager) await(ctx context.Context, inst *instance.Instance, spec insta
 	return failure(inst, nil)
 }
 
+// isUp reports whether a start has come to its end well.
+func isUp(s instance.State) bool { return s.Usable() || s == instance.Spare }
+
 // failure turns what the supervisor left behind into an error.
 func failure(inst *instance.Instance, err error) (instance.Status, error) {
 	s, statusErr := inst.Status()
 	if statusErr != nil {
 		return s, statusErr
 	}
-	if s.State.Usable() || s.State == instance.Stopped && s.Saved {
+	if isUp(s.State) || s.State == instance.Stopped && s.Saved {
 		return s, nil
 	}
 	reason := s.Reason

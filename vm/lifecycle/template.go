@@ -97,27 +97,36 @@ func (m *Manager) BuildTemplate(ctx context.Context, p Project, opt UpOptions, r
 	if err != nil {
 		return nil, err
 	}
+	_, t, err := m.environment(ctx, p, ws, opt, report)
+	return t, err
+}
+
+// environment decides on nobody's machine for a project, and finds or makes
+// its template.
+func (m *Manager) environment(ctx context.Context, p Project, ws Directory, opt UpOptions, report Report) (plan, *template.Template, error) {
+	fail := func(err error) (plan, *template.Template, error) { return plan{}, nil, err }
 	nobody := m.Store.Open(m.Templates.Workshop("environment-"))
-	plan, err := m.plan(ctx, p, ws, nobody, instance.Spec{}, opt, report)
+	pl, err := m.plan(ctx, p, ws, nobody, instance.Spec{}, opt, report)
 	if err != nil {
-		return nil, err
+		return fail(err)
 	}
 	if err := m.Store.Dirs.Reachable(); err != nil {
-		return nil, err
+		return fail(err)
 	}
-	if plan.image.Kernel() == "" {
-		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("image %s brings its own boot loader; such machines always boot", p.Config.Image))
+	if pl.image.Kernel() == "" {
+		return fail(vm.Classify(vm.ErrUsage, fmt.Errorf("image %s brings its own boot loader; such machines always boot", p.Config.Image)))
 	}
-	if err := checkMemory(plan.spec.Machine.Memory); err != nil {
-		return nil, err
+	if err := checkMemory(pl.spec.Machine.Memory); err != nil {
+		return fail(err)
 	}
-	return m.ensureTemplate(ctx, plan, report)
+	t, err := m.ensureTemplate(ctx, pl, report)
+	return pl, t, err
 }
 
 // SweepTemplates clears what killed commands have left of templates that they made.
 func (m *Manager) SweepTemplates(ctx context.Context) error {
 	return m.Templates.Abandoned(func(dir string) error {
-		return m.clearWorkshop(ctx, m.Store.Open(dir))
+		return m.clear(ctx, m.Store.Open(dir))
 	})
 }
 
@@ -162,12 +171,12 @@ func (m *Manager) templateKey(ctx context.Context, plan plan, cfg cloudinit.Conf
 // caller holds the key's lock.
 func (m *Manager) makeTemplate(ctx context.Context, key string, plan plan, cfg cloudinit.Config, report Report) (_ *template.Template, err error) {
 	inst := m.Store.Open(m.Templates.Workshop(key))
-	if err := m.clearWorkshop(ctx, inst); err != nil {
+	if err := m.clear(ctx, inst); err != nil {
 		return nil, err
 	}
 	defer func() {
 		// After a failure its logs are of use to nobody but the one who asks now.
-		err = errors.Join(err, m.clearWorkshop(context.WithoutCancel(ctx), inst))
+		err = errors.Join(err, m.clear(context.WithoutCancel(ctx), inst))
 	}()
 	if err := os.MkdirAll(inst.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make template: %w", err)
@@ -177,7 +186,8 @@ func (m *Manager) makeTemplate(ctx context.Context, key string, plan plan, cfg c
 			return nil, fmt.Errorf("make template: %w", err)
 		}
 	}
-	spec := templateSpec(plan, inst)
+	spec := nobodys(plan, inst, uuid.NewString())
+	spec.Template, spec.Machine.UUID = true, "" // machines that go on from it show none
 	host, err := cloudinit.GenerateKey("template")
 	if err != nil {
 		return nil, err
@@ -206,35 +216,24 @@ func (m *Manager) makeTemplate(ctx context.Context, key string, plan plan, cfg c
 	})
 }
 
-// clearWorkshop ends what a killed command may have left running, and deletes
-// its files.
-func (m *Manager) clearWorkshop(ctx context.Context, inst *instance.Instance) error {
+// clear ends a machine of nobody's, or what a killed command has left of one,
+// and deletes its files.
+func (m *Manager) clear(ctx context.Context, inst *instance.Instance) error {
 	if _, err := m.stop(ctx, inst, 0); err != nil && vm.Hint(err) == "" {
 		return err
 	}
 	return inst.Remove()
 }
 
-// templateSpec is the plan's machine as nobody's: without shares, without a
-// way out, and without anything of the project.
-func templateSpec(plan plan, inst *instance.Instance) instance.Spec {
-	id := uuid.NewString()
+// nobodys is the plan's machine as nobody's: without shares, without a way
+// out, and without anything of the project.
+func nobodys(plan plan, inst *instance.Instance, id string) instance.Spec {
 	s := plan.spec
 	spec := instance.Spec{
-		Name: inst.Name, ID: id, Created: time.Now().UTC(), Image: s.Image, ImageID: s.ImageID, Disk: s.Disk,
-		BootTimeout: s.BootTimeout, Template: true,
-		Guest: instance.Guest{User: s.Guest.User, Home: s.Guest.Home},
+		Created: time.Now().UTC(), Image: s.Image, ImageID: s.ImageID, Disk: s.Disk, BootTimeout: s.BootTimeout,
+		Guest:   instance.Guest{User: s.Guest.User, Home: s.Guest.Home},
+		Machine: s.Machine,
 	}
-	machine := s.Machine
-	run := inst.RunDir(id)
-	machine.Name, machine.UUID, machine.Shares = inst.Name, "", nil
-	machine.RunAs = plan.host.runAs(id)
-	machine.Console = inst.Path(ConsoleFile)
-	machine.QMP, machine.Line = filepath.Join(run, "vm", "qmp.sock"), filepath.Join(run, "vm", "line.sock")
-	machine.Disks = []vm.Disk{machine.Disks[0], machine.Disks[1]}
-	machine.Disks[0].Path, machine.Disks[1].Path = inst.Path(OverlayFile), inst.Path(SeedFile)
-	machine.NICs = []vm.NIC{machine.NICs[0]}
-	machine.NICs[0].Socket = filepath.Join(run, "vm", "net.sock")
-	spec.Machine = machine
-	return spec
+	spec.Machine.Shares = nil
+	return place(spec, inst.Name, id, inst.Dir, inst.RunDir(id), plan.host)
 }

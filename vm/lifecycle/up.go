@@ -36,7 +36,7 @@ type Manager struct {
 	// Executable is this program, started again as the supervisor.
 	Executable string
 	Home       string
-	Getenv     func(string) string
+	Pool       int // how many machines are kept waiting to be claimed
 }
 
 // UpOptions are the wishes of one `up`.
@@ -151,16 +151,31 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 		}
 	}
 	res.Spec, res.Status, err = m.launch(ctx, inst, plan, from, func() { started = true }, report)
+	if err == nil && from != nil && m.Pool > 0 {
+		if err := m.fillLater(p, opt); err != nil {
+			report.Note("%v", err)
+		}
+	}
 	return res, err
 }
 
-// launch starts the machine: from a template, if there is one, and by booting
-// when that fails.
+// launch starts the machine: one of the pool, if one waits, else from a
+// template, if there is one, and by booting when that fails.
 func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan, from *template.Template, begun func(), report Report) (instance.Spec, instance.Status, error) {
 	if from != nil {
-		spec := plan.spec
+		spec, status, done, err := m.claimSpare(ctx, inst, plan, from, begun, report)
+		if done && (err == nil || ctx.Err() != nil || !status.RestoreFailed) || !done && err != nil {
+			return spec, status, err
+		}
+		if done {
+			report.Note("%q could not go on from a machine of the pool (%s)", inst.Name, cmp.Or(status.Reason, err.Error()))
+			if err := discardDisk(inst); err != nil {
+				return spec, status, err
+			}
+		}
+		spec = plan.spec
 		spec.Machine.Saved = from.Dir
-		status, err := m.attempt(ctx, inst, spec, plan, from, begun, report)
+		status, err = m.attempt(ctx, inst, spec, plan, from, begun, report)
 		if err == nil || ctx.Err() != nil || !status.RestoreFailed && !errors.Is(err, template.ErrDisk) {
 			return spec, status, err
 		}

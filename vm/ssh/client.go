@@ -97,6 +97,13 @@ func newClient(conn gossh.Conn, opens <-chan gossh.NewChannel, reqs <-chan *goss
 	return c
 }
 
+// Watch begins to send keepalives, at the default pace, over a connection that
+// was made without them.
+func (c *Client) Watch() {
+	cfg := Config{}.withDefaults()
+	go c.keepAlive(cfg.KeepAlive, cfg.KeepAliveTimeout)
+}
+
 // Done is closed when the connection has ended.
 func (c *Client) Done() <-chan struct{} { return c.done }
 

@@ -23,7 +23,8 @@ type Parts interface {
 	Machine(ctx context.Context, m vm.Machine, log string, trace Trace) (Machine, error)
 	// Line opens the serial line into the guest.
 	Line(ctx context.Context, m vm.Machine) (Line, error)
-	// Guest logs in, trying again until ctx ends.
+	// Guest logs in, trying again until ctx ends. A spare's connection is not
+	// watched until it is told to be.
 	Guest(ctx context.Context, inst *instance.Instance, spec instance.Spec, dial Dialer) (Guest, error)
 }
 
@@ -36,6 +37,8 @@ type Dialer func(ctx context.Context, port int) (net.Conn, error)
 // Network is the userland network of one machine.
 type Network interface {
 	Dial(ctx context.Context, port int) (net.Conn, error)
+	// Apply puts the policy of spec in force, and goes on with another log.
+	Apply(spec instance.Spec, log string) error
 	Close() error
 }
 
@@ -61,7 +64,8 @@ type Machine interface {
 	// Unplug takes share i out, which the guest must not have mounted, and waits
 	// until the guest has let go.
 	Unplug(ctx context.Context, i int) error
-	// Resume lets a paused machine run.
+	// Pause stops the machine where it is; Resume lets it run.
+	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	// Save pauses the machine, which must have no shares, and writes it to dir.
 	Save(ctx context.Context, dir string) error
@@ -80,6 +84,8 @@ type Guest interface {
 	Err() error
 	// Run runs a shell script and returns its exit code.
 	Run(ctx context.Context, script string, out io.Writer) (int, error)
+	// Watch begins to notice a guest that is gone without a word.
+	Watch()
 	// Copy puts a host file or directory into the guest.
 	Copy(ctx context.Context, src, dst string) error
 	// Serve proxies SSH clients of l onto the connection until the guest is gone or l is closed.

@@ -46,19 +46,23 @@ func (s *Supervisor) restore(ctx context.Context) error {
 	defer cancel()
 	guest, warnings, err := s.goOn(bounded, ctx)
 	if err != nil {
-		// What ended the wait says more than its symptom.
-		cause := context.Cause(bounded)
-		switch {
-		case cause == nil:
-			return err
-		case ctx.Err() != nil && !errors.As(cause, new(machineEnded)):
-			return cause // somebody asked for the end: no failure, and no reason to boot instead
-		}
-		// A machine that ends now is no shutdown: nobody has worked in it.
-		return fmt.Errorf("%w: %v", errRestore, cause)
+		return restoreError(bounded, ctx, err)
 	}
 	s.change(func(st *instance.Status) { st.Restored = true })
 	return s.ready(ctx, guest, warnings, true)
+}
+
+// restoreError prefers what ended the wait to err, its symptom.
+func restoreError(bounded, life context.Context, err error) error {
+	cause := context.Cause(bounded)
+	switch {
+	case cause == nil:
+		return err
+	case life.Err() != nil && !errors.As(cause, new(machineEnded)):
+		return cause // somebody asked for the end: no failure, and no reason to boot instead
+	}
+	// A machine that ends now is no shutdown: nobody has worked in it.
+	return fmt.Errorf("%w: %v", errRestore, cause)
 }
 
 // goOn restores the machine and logs in. life is the context of the whole life.
@@ -135,7 +139,6 @@ func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest,
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var guest Guest
-	var warnings []string
 	parts.Go(func() (err error) {
 		select {
 		case <-login:
@@ -150,10 +153,22 @@ func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest,
 		s.trace("ssh", began)
 		return nil
 	})
-	open := sync.OnceFunc(func() { s.trace("login", began); close(login) })
-	err := l.Run(ctx, program, func(text string) {
+	warnings, err := s.tell(ctx, l, program, sync.OnceFunc(func() { s.trace("login", began); close(login) }))
+	if err != nil {
+		cancel()
+		_ = parts.Wait() // it ends because of err, which says more
+		return nil, nil, err
+	}
+	return guest, warnings, parts.Wait()
+}
+
+// tell runs a program that makes the guest what it is to be, and returns what
+// that could not do. login is called when somebody can log in.
+func (s *Supervisor) tell(ctx context.Context, l Line, program string, login func()) (warnings []string, err error) {
+	defer s.trace("clone", time.Now())
+	err = l.Run(ctx, program, func(text string) {
 		if text == "login" {
-			open()
+			login()
 			return
 		}
 		s.log.Info("clone", "guest", text)
@@ -161,13 +176,7 @@ func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest,
 			warnings = append(warnings, w)
 		}
 	})
-	if err != nil {
-		cancel()
-		_ = parts.Wait() // it ends because of err, which says more
-		return nil, nil, err
-	}
-	s.trace("clone", began)
-	return guest, warnings, parts.Wait()
+	return warnings, err
 }
 
 // dying is how long a machine may take to be seen to end after its sockets.

@@ -36,7 +36,7 @@ var errSuspended = errors.New("suspended on request")
 // saveRequest asks the goroutine that owns the life to save the machine.
 type saveRequest struct {
 	ctx   context.Context
-	dir   string // where to
+	dir   string // where to; empty: where the next start goes on from
 	disk  bool   // the disk too; it stays as it is otherwise
 	end   bool   // afterwards
 	reply chan error
@@ -44,7 +44,7 @@ type saveRequest struct {
 
 // Suspend implements control.Handler.
 func (s *Supervisor) Suspend(ctx context.Context) error {
-	err := s.askToSave(saveRequest{ctx: ctx, dir: s.inst.Path(instance.SavedDir), end: true})
+	err := s.askToSave(saveRequest{ctx: ctx, end: true})
 	if err == nil {
 		<-s.ended
 	}
@@ -70,6 +70,9 @@ func (s *Supervisor) askToSave(req saveRequest) error {
 
 // save answers a request. What it returns ends the life.
 func (s *Supervisor) save(ctx context.Context, req saveRequest) error {
+	if req.dir == "" {
+		req.dir = s.inst.Path(instance.SavedDir)
+	}
 	refused, err := s.trySave(ctx, req)
 	switch {
 	case refused != nil:

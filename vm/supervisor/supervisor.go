@@ -45,14 +45,17 @@ type Supervisor struct {
 	guest    Guest // nil while there is no connection
 
 	// Owned by Run's goroutine.
-	network       Network
-	shares        []Share
-	lost          chan lostShare // holds one for each share
-	saves         chan saveRequest
-	unwatchShares context.CancelFunc
-	machine       Machine
-	control       net.Listener
-	ssh           net.Listener
+	network        Network
+	shares         []Share
+	lost           chan lostShare // holds one for each share
+	saves          chan saveRequest
+	adoptions      chan adoptRequest
+	unwatchShares  context.CancelFunc
+	unboundConsole context.CancelFunc
+	disown         func() // lets go of the directory that was adopted
+	machine        Machine
+	control        net.Listener
+	ssh            net.Listener
 }
 
 // stopRequest is the cause of a life ended on request.
@@ -84,7 +87,7 @@ func Run(ctx context.Context, inst *instance.Instance, parts Parts, log *slog.Lo
 		return err
 	}
 	defer release()
-	s := &Supervisor{inst: inst, parts: parts, log: log, ended: make(chan struct{}), saves: make(chan saveRequest), watchers: map[chan instance.Status]struct{}{}}
+	s := &Supervisor{disown: func() {}, inst: inst, parts: parts, log: log, ended: make(chan struct{}), saves: make(chan saveRequest), adoptions: make(chan adoptRequest), watchers: map[chan instance.Status]struct{}{}}
 	if err := s.begin(); err != nil {
 		s.fail(err)
 		return err
@@ -103,16 +106,13 @@ func Run(ctx context.Context, inst *instance.Instance, parts Parts, log *slog.Lo
 	served := make(chan error, 1)
 	go func() { served <- control.Serve(s.control, s) }()
 
-	go func() {
-		if err := console.Bound(life, s.spec.Machine.Console, consoleBytes); err != nil {
-			log.Error("console log", "error", err)
-		}
-	}()
+	s.boundConsole(life)
 	err = s.start(life)
 	if err == nil {
 		err = s.live(life)
 	}
 	err = s.end(err)
+	defer func() { s.disown() }()
 	close(s.ended)
 	s.closeWatchers()
 	// Answers under way (the stop request's own) are given before the socket goes.
@@ -123,6 +123,19 @@ func Run(ctx context.Context, inst *instance.Instance, parts Parts, log *slog.Lo
 		log.Error("remove sockets", "error", rmErr)
 	}
 	return err
+}
+
+// boundConsole keeps the console's log within its bound.
+func (s *Supervisor) boundConsole(ctx context.Context) {
+	if s.unboundConsole != nil {
+		s.unboundConsole() // it lies elsewhere now
+	}
+	ctx, s.unboundConsole = context.WithCancel(ctx)
+	go func(file string) {
+		if err := console.Bound(ctx, file, consoleBytes); err != nil {
+			s.log.Error("console log", "error", err)
+		}
+	}(s.spec.Machine.Console)
 }
 
 // begin reads what to run and takes possession of the status.
@@ -196,6 +209,8 @@ func (s *Supervisor) start(ctx context.Context) error {
 	switch {
 	case s.spec.Template:
 		err = s.makeTemplate(ctx)
+	case s.spec.Spare != "":
+		err = s.startSpare(ctx)
 	case s.spec.Machine.Saved != "":
 		err = s.restore(ctx)
 	default:
@@ -392,7 +407,7 @@ func (s *Supervisor) end(cause error) error {
 
 // powerdown asks the guest to shut down and waits for the grace time.
 func (s *Supervisor) powerdown(grace time.Duration) {
-	if s.machine == nil || grace <= 0 {
+	if s.machine == nil || grace <= 0 || s.spec.Spare != "" { // a spare is paused
 		return
 	}
 	s.mu.Lock()

@@ -57,6 +57,7 @@ func (m fakeMachine) Unplug(_ context.Context, i int) error {
 	*m.did = append(*m.did, fmt.Sprintf("unplug %d", i))
 	return nil
 }
+func (m fakeMachine) Pause(context.Context) error  { *m.did = append(*m.did, "pause"); return nil }
 func (m fakeMachine) Resume(context.Context) error { *m.did = append(*m.did, "resume"); return nil }
 func (m fakeMachine) Save(_ context.Context, dir string) error {
 	*m.did = append(*m.did, "save "+filepath.Base(dir))
@@ -108,6 +109,7 @@ func (g fakeGuest) Run(ctx context.Context, script string, out io.Writer) (int, 
 		return 0, ctx.Err()
 	}
 }
+func (g fakeGuest) Watch()                                     {}
 func (g fakeGuest) Copy(context.Context, string, string) error { return nil }
 func (g fakeGuest) Serve(l net.Listener) error {
 	for {
@@ -123,6 +125,7 @@ func (g fakeGuest) Close() error { g.die(errors.New("closed")); return nil }
 type fakeNetwork struct{}
 
 func (fakeNetwork) Dial(context.Context, int) (net.Conn, error) { return nil, errors.New("no guest") }
+func (fakeNetwork) Apply(instance.Spec, string) error           { return nil }
 func (fakeNetwork) Close() error                                { return nil }
 
 // world is a set of pieces whose fate the test decides.

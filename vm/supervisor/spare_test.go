@@ -1,0 +1,213 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// spare is the spec of a machine of the pool.
+func spare(t *testing.T) func(*instance.Spec) {
+	return func(s *instance.Spec) {
+		clone(t)(s)
+		s.Spare, s.Shares, s.Machine.Shares = "key", nil, nil
+		dir := filepath.Dir(s.Machine.Console)
+		s.Machine.Disks = []vm.Disk{{Path: filepath.Join(dir, "root.qcow2")}, {Path: filepath.Join(dir, "seed.iso")}}
+		for file, size := range map[string]int{"root.qcow2": 9, "seed.iso": 100, "qemu.log": 0, "supervisor.log": 0} {
+			if err := os.WriteFile(filepath.Join(dir, file), bytes.Repeat([]byte("s"), size), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// claimant makes an instance that is to become the spare.
+func claimant(t *testing.T, l *life, seed string) *instance.Instance {
+	t.Helper()
+	store := instance.Store{Dirs: instance.Dirs{State: t.TempDir(), Cache: t.TempDir(), Run: filepath.Dir(l.run)}}
+	inst, err := store.Create("mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := l.inst.Spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Name, spec.Spare = "mine", ""
+	spec.Shares = []instance.Share{{Tag: "workspace", Target: "/workspace"}}
+	spec.Machine.Shares = []vm.Share{{Tag: "workspace", Socket: "workspace.sock"}}
+	spec.Machine.Console = inst.Path("console.log")
+	spec.Machine.Disks = []vm.Disk{{Path: inst.Path("root.qcow2")}, {Path: inst.Path("seed.iso")}}
+	if err := errors.Join(inst.WriteClaim(spec),
+		os.WriteFile(inst.Path("seed.iso"), []byte(seed), 0o600),
+		os.WriteFile(inst.Path(instance.CloneFile), []byte("become mine"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return inst
+}
+
+func TestSpare(t *testing.T) {
+	w := newWorld()
+	var programs []string
+	w.line.run = func(_ context.Context, p string, each func(string)) error {
+		programs = append(programs, p)
+		each("login")
+		return nil
+	}
+	l := begin(t, w, spare(t))
+	l.until(instance.Spare)
+	if want := []string{"resume", "pause"}; !slices.Equal(*w.machine.did, want) {
+		t.Errorf("the machine did %q, want %q", *w.machine.did, want)
+	}
+	old := l.inst
+	l.inst = claimant(t, l, "seed of mine")
+	if err := l.client.Adopt(t.Context(), l.inst.Dir); err != nil {
+		t.Fatal(err)
+	}
+	s := l.until(instance.Ready)
+	if !s.Restored || s.Children["qemu"].PID == 0 || s.Children["virtiofsd-workspace"].PID == 0 {
+		t.Errorf("status %+v", s)
+	}
+	if want := []string{"resume", "pause", "resume", "plug 0 workspace"}; !slices.Equal(*w.machine.did, want) {
+		t.Errorf("the machine did %q, want %q", *w.machine.did, want)
+	}
+	if want := []string{"become test", "become mine"}; !slices.Equal(programs, want) {
+		t.Errorf("programs %q, want %q", programs, want)
+	}
+	if spec, err := l.inst.Spec(); err != nil || spec.Name != "mine" {
+		t.Errorf("spec %+v: %v", spec, err)
+	}
+	for file, want := range map[string]string{"seed.iso": "seed of mine" + strings.Repeat("s", 88), "root.qcow2": "sssssssss"} {
+		if got, err := os.ReadFile(l.inst.Path(file)); err != nil || string(got) != want {
+			t.Errorf("%s is %q: %v", file, got, err)
+		}
+	}
+	if _, err := os.Stat(old.Dir); !os.IsNotExist(err) {
+		t.Errorf("the spare's directory is left: %v", err)
+	}
+	if err := l.client.Adopt(t.Context(), l.inst.Dir); err == nil {
+		t.Error("claimed twice")
+	}
+	if err := l.client.Stop(context.Background(), time.Second, "enough"); err != nil {
+		t.Fatal(err)
+	}
+	l.until(instance.Stopped)
+}
+
+// TestSpareRefuses: what is wrong with a claim leaves the machine to others.
+func TestSpareRefuses(t *testing.T) {
+	l := begin(t, newWorld(), spare(t))
+	l.until(instance.Spare)
+	large := claimant(t, l, strings.Repeat("x", 101))
+	other := claimant(t, l, "seed")
+	spec, err := other.Claim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.ID = "11234567-89ab-cdef-0123-456789abcdef"
+	if err := other.WriteClaim(spec); err != nil {
+		t.Fatal(err)
+	}
+	taken := claimant(t, l, "seed")
+	release, err := taken.LockLive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	for why, dir := range map[string]string{
+		"takes 101 bytes": large.Dir, "is another machine": other.Dir, "already has a supervisor": taken.Dir, "claim.json": t.TempDir(),
+	} {
+		if err := l.client.Adopt(t.Context(), dir); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("%v, want %q", err, why)
+		}
+	}
+	l.until(instance.Spare)
+	l.inst = claimant(t, l, "seed")
+	if err := l.client.Adopt(t.Context(), l.inst.Dir); err != nil {
+		t.Fatal(err)
+	}
+	l.until(instance.Ready)
+}
+
+// TestSpareEnds: a machine that waits is ended at once, since a paused guest
+// cannot shut down, and its end is noticed.
+func TestSpareEnds(t *testing.T) {
+	t.Run("asked", func(t *testing.T) {
+		w := newWorld()
+		w.machine.deaf = true
+		l := begin(t, w, spare(t))
+		l.until(instance.Spare)
+		begun := time.Now()
+		if err := l.client.Stop(context.Background(), time.Minute, "drained"); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took > 10*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		l.until(instance.Stopped)
+	})
+	t.Run("qemu", func(t *testing.T) {
+		w := newWorld()
+		l := begin(t, w, spare(t))
+		l.until(instance.Spare)
+		w.machine.die(errors.New("qemu was killed"))
+		l.until(instance.Failed)
+	})
+	t.Run("connection", func(t *testing.T) {
+		w := newWorld()
+		<-w.guests
+		guest := fakeGuest{mortal: newMortal()}
+		w.guests <- guest
+		l := begin(t, w, spare(t))
+		l.until(instance.Spare)
+		guest.die(errors.New("reset by peer"))
+		l.until(instance.Failed)
+	})
+}
+
+// TestClaimFails: what goes wrong after a claim is told in the instance, as the
+// pool's fault, unless it is the share's.
+func TestClaimFails(t *testing.T) {
+	for name, c := range map[string]struct {
+		alter   func(*world)
+		restore bool
+	}{
+		"the guest fails":       {func(w *world) { w.line.run = failSecond(errors.New("no")) }, true},
+		"a share is not served": {func(w *world) { w.shareErr = errors.New("no such directory") }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			c.alter(w)
+			l := begin(t, w, spare(t))
+			l.until(instance.Spare)
+			l.inst = claimant(t, l, "seed")
+			if err := l.client.Adopt(t.Context(), l.inst.Dir); err != nil {
+				t.Fatal(err)
+			}
+			if s := l.until(instance.Failed); s.RestoreFailed != c.restore {
+				t.Errorf("status %+v", s)
+			}
+		})
+	}
+}
+
+// failSecond is a line whose first program succeeds and whose second fails.
+func failSecond(err error) func(context.Context, string, func(string)) error {
+	runs := 0
+	return func(_ context.Context, _ string, each func(string)) error {
+		if runs++; runs > 1 {
+			return err
+		}
+		each("login")
+		return nil
+	}
+}
