@@ -75,15 +75,21 @@ func BenchmarkExec(b *testing.B) {
 // instance opens a machine's directory.
 func (h *host) instance(name string) *instance.Instance {
 	h.t.Helper()
-	dirs, err := instance.FindDirs(func(string) string { return h.home }, os.Getuid())
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	inst, err := instance.Store{Dirs: dirs}.Get(name)
+	inst, err := h.store().Get(name)
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	return inst
+}
+
+// store is where this home's machines are.
+func (h *host) store() instance.Store {
+	h.t.Helper()
+	dirs, err := instance.FindDirs(func(string) string { return h.home }, os.Getuid())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return instance.Store{Dirs: dirs}
 }
 
 // forward makes a port of the guest reachable until end is called.

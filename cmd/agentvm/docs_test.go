@@ -124,6 +124,13 @@ func TestConfigurationIsDocumented(t *testing.T) {
 	if diff := cmp.Diff(yamlKeys(reflect.TypeFor[config.Config](), ""), keys); diff != "" {
 		t.Errorf("keys (-code +docs/configuration.md):\n%s", diff)
 	}
+	var own []string
+	for _, row := range tableRows(section(t, readDoc(t, "docs/configuration.md"), "## Your own settings")) {
+		own = append(own, strings.Trim(row[0], "`"))
+	}
+	if diff := cmp.Diff(yamlKeys(reflect.TypeFor[config.User](), ""), own); diff != "" {
+		t.Errorf("keys of config.yaml (-code +docs/configuration.md):\n%s", diff)
+	}
 }
 
 // TestDocumentedMistakes makes each mistake of the table.
@@ -395,6 +402,7 @@ func TestJSONIsDocumented(t *testing.T) {
 	for _, typ := range []reflect.Type{
 		reflect.TypeFor[view](), reflect.TypeFor[instance.Share](), reflect.TypeFor[instance.Network](), reflect.TypeFor[instance.Service](),
 		reflect.TypeFor[instance.Phase](), reflect.TypeFor[vm.Finding](), reflect.TypeFor[network.Decision](),
+		reflect.TypeFor[spareView](),
 	} {
 		for f := range typ.Fields() {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -432,7 +440,7 @@ func TestEnvironmentIsDocumented(t *testing.T) {
 }
 
 func TestStatesAreDocumented(t *testing.T) {
-	states := []instance.State{instance.Starting, instance.Booting, instance.Ready, instance.Degraded, instance.Saving, instance.Stopping, instance.Stopped, instance.Suspended, instance.Failed}
+	states := []instance.State{instance.Starting, instance.Booting, instance.Spare, instance.Ready, instance.Degraded, instance.Saving, instance.Stopping, instance.Stopped, instance.Suspended, instance.Failed}
 	want := map[string][]string{}
 	for _, from := range states {
 		for _, to := range states {

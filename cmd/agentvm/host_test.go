@@ -72,6 +72,7 @@ func newHost(t testing.TB) *host {
 	h := &host{t: t, home: home, program: program}
 	t.Cleanup(func() {
 		h.run("down", "--all")
+		h.run("pool", "drain")
 		h.nothingLeft()
 		if err := os.RemoveAll(home); err != nil {
 			t.Error(err)

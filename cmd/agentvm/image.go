@@ -36,6 +36,9 @@ func (a *app) imageCache() (*images.Cache, *lifecycle.Manager, error) {
 	return cache, m, err
 }
 
+// poolUser stands for machines that have no name yet.
+const poolUser = "the pool"
+
 // usedBy maps the ids of images to the machines whose disks, or those of
 // whose snapshots, lie on them.
 func usedBy(m *lifecycle.Manager) (map[string][]string, error) {
@@ -49,7 +52,9 @@ func usedBy(m *lifecycle.Manager) (map[string][]string, error) {
 		return nil, err
 	}
 	for _, s := range spares {
-		users[s.Spec.ImageID] = append(users[s.Spec.ImageID], "the pool's "+s.Instance.Name)
+		if !slices.Contains(users[s.Spec.ImageID], poolUser) {
+			users[s.Spec.ImageID] = append(users[s.Spec.ImageID], poolUser)
+		}
 	}
 	for _, i := range list {
 		if spec, err := i.Spec(); err == nil && spec.ImageID != "" {
@@ -252,7 +257,11 @@ func (a *app) imageRmCommand() *cobra.Command {
 			for _, id := range ids {
 				if err := cache.Remove(cmd.Context(), id, inUse); err != nil {
 					if names := users[id]; len(names) > 0 {
-						err = vm.WithHint(err, "agentvm down "+names[0]+" deletes the machine first")
+						hint := "agentvm down " + names[0] + " deletes the machine first"
+						if names[0] == poolUser {
+							hint = "agentvm pool drain ends the machines that wait"
+						}
+						err = vm.WithHint(err, hint)
 					}
 					return err
 				}

@@ -78,7 +78,7 @@ func TestTemplateKey(t *testing.T) {
 func TestTemplateIsNobodys(t *testing.T) {
 	p := testPlan()
 	inst := instance.Store{Dirs: instance.Dirs{Run: "/run/agentvm"}}.Open("/cache/templates/making/template-0123456789ab")
-	data, err := json.Marshal(templateSpec(p, inst))
+	data, err := json.Marshal(nobodys(p, inst, "89abcdef-0123-4567-89ab-cdef01234567"))
 	if err != nil {
 		t.Fatal(err)
 	}
