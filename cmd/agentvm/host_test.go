@@ -226,7 +226,7 @@ func (h *host) kill(dir, process string) {
 // until waits for a state.
 func (h *host) until(dir string, want instance.State) view {
 	h.t.Helper()
-	for range 600 {
+	for range 1800 {
 		if v := h.status(dir); v.State == want {
 			return v
 		}
