@@ -24,6 +24,14 @@ type Manager struct {
 	Host Host
 	Wait time.Duration // for a driver to appear; 0: 5 s
 
+	// On behalf of whom: Release gives back only what this user may use.
+	// 0, root, may do all.
+	User int
+
+	// Permit refuses functions, all that are about to be taken, which whoever
+	// asks may not have. It sees what Bind then acts on. Nil permits all.
+	Permit func(functions []*Device) error
+
 	hook func() // a test's, after each journal entry and each write
 }
 
@@ -135,6 +143,11 @@ func (m *Manager) plan(inv *Inventory, r Request) ([]*Journal, error) {
 			if !slices.Contains(functions, f) {
 				functions = append(functions, f)
 			}
+		}
+	}
+	if m.Permit != nil {
+		if err := m.Permit(functions); err != nil {
+			return nil, err
 		}
 	}
 	if err := m.notTaken(functions, boot); err != nil {

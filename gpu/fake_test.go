@@ -34,7 +34,7 @@ const thisBoot = "7d2f3a3e-0f0d-4a6c-9f57-2b1d2d5b1c11"
 
 func newFake(t *testing.T, devices ...fakeDevice) *fake {
 	t.Helper()
-	f := &fake{t: t, root: t.TempDir(), refuses: map[string]bool{}, blocks: map[string]bool{}, pending: map[string]bool{}, owners: map[string]int{}}
+	f := &fake{t: t, root: memoryDir(t), refuses: map[string]bool{}, blocks: map[string]bool{}, pending: map[string]bool{}, owners: map[string]int{}}
 	f.put("/proc/sys/kernel/random/boot_id", thisBoot+"\n")
 	f.put("/proc/sys/kernel/osrelease", "6.12.0\n")
 	f.put("/proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\n")
@@ -46,6 +46,17 @@ func newFake(t *testing.T, devices ...fakeDevice) *fake {
 		f.node(d.address)
 	}
 	return f
+}
+
+// memoryDir is a directory in memory where there is one: each step is synced,
+// and tests take thousands.
+func memoryDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "gpu-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 func (f *fake) at(path ...string) string { return filepath.Join(append([]string{f.root}, path...)...) }

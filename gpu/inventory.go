@@ -77,9 +77,9 @@ func (d *Device) slot() string {
 
 const nvidia = 0x10de
 
-// endpoint reports whether this is something to pass on: a display
+// Endpoint reports whether this is something to pass on: a display
 // controller, a processing accelerator, or NVIDIA's switch between its cards.
-func (d *Device) endpoint() bool {
+func (d *Device) Endpoint() bool {
 	switch d.Class >> 8 {
 	case 0x0300, 0x0302, 0x0380, 0x1200:
 		return true
@@ -107,7 +107,7 @@ type Inventory struct {
 // GPUs lists the cards, accelerators and switches.
 func (inv *Inventory) GPUs() (list []*Device) {
 	for _, d := range inv.Devices {
-		if d.endpoint() {
+		if d.Endpoint() {
 			list = append(list, d)
 		}
 	}

@@ -53,6 +53,9 @@ func (m *Manager) Release(ctx context.Context, addresses ...string) (outcomes []
 					continue
 				}
 				found = true
+				if m.User != 0 && j.User != m.User {
+					return vm.Classify(vm.ErrHost, fmt.Errorf("%s was taken by %s, and is not yours to give back", j.Address, j.Owner.Name))
+				}
 				if !slices.Contains(wanted, j) {
 					wanted = append(wanted, j)
 				}

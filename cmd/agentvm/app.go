@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/agentvm/agentvm/gpu"
+	"github.com/agentvm/agentvm/gpu/helper"
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/agent"
@@ -48,6 +49,9 @@ func Main(args []string) int {
 	}
 	if len(args) > 1 && args[1] == gpu.WriteArg { // a write that may block
 		return gpu.WriteMain(args)
+	}
+	if len(args) > 1 && args[1] == helper.Arg { // root's, for a user whom sudo let in
+		return helper.Main(args)
 	}
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/agentvm/agentvm/gpu"
+	"github.com/agentvm/agentvm/gpu/helper"
 	"github.com/agentvm/agentvm/vm"
 )
 
@@ -25,7 +26,7 @@ drivers and give them back. Giving one to a machine does not exist yet.
 DEVICE is a PCI address (01:00.0), vendor:device (10de:2330), a part or a pattern of
 the name, or auto: the best card that is free.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(a.gpuLsCommand(), a.gpuCheckCommand(), a.gpuBindCommand(), a.gpuReleaseCommand(), a.gpuRecoverCommand())
+	cmd.AddCommand(a.gpuLsCommand(), a.gpuCheckCommand(), a.gpuBindCommand(), a.gpuReleaseCommand(), a.gpuRecoverCommand(), a.gpuHelperSetupCommand())
 	return cmd
 }
 
@@ -200,7 +201,7 @@ them to vfio-pci. All are taken, or none. They stay so until they are released o
 host boots.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)), ValidArgsFunction: a.completeGPUs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, inv, err := a.gpus()
+			_, inv, err := a.gpus()
 			if err != nil {
 				return err
 			}
@@ -208,14 +209,15 @@ host boots.`,
 			if err != nil {
 				return err
 			}
-			if err := a.needRoot("bind", args); err != nil {
+			taker, err := helper.NewTaker(a.gpuHost())
+			if err != nil {
 				return err
 			}
 			self, err := vm.ProcessID(os.Getpid())
 			if err != nil {
 				return err
 			}
-			taken, err := m.Bind(cmd.Context(), gpu.Request{Owner: gpu.Owner{Name: "gpu bind", Process: self, Keep: true}, Force: force, Devices: addresses})
+			taken, err := taker.Bind(cmd.Context(), gpu.Request{Owner: gpu.Owner{Name: "gpu bind", Process: self, Keep: true}, Force: force, Devices: addresses})
 			if err != nil {
 				return err
 			}
@@ -262,10 +264,11 @@ func (a *app) gpuReleaseCommand() *cobra.Command {
 				}
 				addresses = append(addresses, found...)
 			}
-			if err := a.needRoot("release", args); err != nil {
+			taker, err := helper.NewTaker(a.gpuHost())
+			if err != nil {
 				return err
 			}
-			outcomes, err := m.Release(cmd.Context(), addresses...)
+			outcomes, err := taker.Release(cmd.Context(), addresses...)
 			return errors.Join(a.showOutcomes(outcomes), err)
 		},
 	}
@@ -289,15 +292,50 @@ func (a *app) gpuRecoverCommand() *cobra.Command {
 				a.noteLine("no card is taken, so there is nothing to recover")
 				return nil
 			}
-			if err := a.needRoot("recover", nil); err != nil {
+			taker, err := helper.NewTaker(a.gpuHost())
+			if err != nil {
 				return err
 			}
-			outcomes, err := m.Recover(cmd.Context())
+			outcomes, err := taker.Recover(cmd.Context())
 			return errors.Join(a.showOutcomes(outcomes), err)
 		},
 	}
 	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
 	return cmd
+}
+
+func (a *app) gpuHelperSetupCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "helper-setup [DEVICE...]", Short: "Print what root does once so that you can take cards without being root",
+		Long: `Print a script that root runs once. It lets you, who call this, take the cards named
+(default: every card) without being root: by a helper that root runs for one request.`,
+		Example: `  agentvm gpu helper-setup            # read it first
+  agentvm gpu helper-setup | sudo sh -eu`,
+		Args: cobra.ArbitraryArgs, ValidArgsFunction: a.completeGPUs,
+		RunE: func(_ *cobra.Command, args []string) error {
+			_, inv, err := a.gpus()
+			if err != nil {
+				return err
+			}
+			addresses, err := selectGPUs(inv, args)
+			if err != nil {
+				return err
+			}
+			exe, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			name, err := helper.Self()
+			if err != nil {
+				return err
+			}
+			script, err := helper.Setup(exe, name, addresses)
+			if err != nil {
+				return err
+			}
+			return a.printf("%s", script)
+		},
+	}
 }
 
 func (a *app) showOutcomes(outcomes []gpu.Outcome) error {
@@ -313,15 +351,6 @@ func (a *app) showOutcomes(outcomes []gpu.Outcome) error {
 		}
 	}
 	return nil
-}
-
-// needRoot refuses what only root can do: sysfs is root's.
-func (a *app) needRoot(command string, args []string) error {
-	if os.Geteuid() == 0 {
-		return nil
-	}
-	return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("gpu %s changes drivers, which only root may do", command)),
-		strings.Join(append([]string{"sudo agentvm gpu", command}, args...), " "))
 }
 
 func selectGPUs(inv *gpu.Inventory, args []string) (addresses []string, err error) {
