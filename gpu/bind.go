@@ -65,7 +65,7 @@ func (m *Manager) Bind(ctx context.Context, r Request) (taken []*Journal, err er
 		if err != nil {
 			return err
 		}
-		plan, err := m.plan(inv, r)
+		plan, err := m.plan(ctx, inv, r)
 		if err != nil {
 			return err
 		}
@@ -127,7 +127,7 @@ func (m *Manager) finish(taken []*Journal, r Request) error {
 }
 
 // plan decides what is done, and refuses here, before anything is written.
-func (m *Manager) plan(inv *Inventory, r Request) ([]*Journal, error) {
+func (m *Manager) plan(ctx context.Context, inv *Inventory, r Request) ([]*Journal, error) {
 	boot := m.boot()
 	if boot == "" {
 		return nil, vm.Classify(vm.ErrHost, errors.New("the kernel does not say which boot this is"))
@@ -169,7 +169,10 @@ func (m *Manager) plan(inv *Inventory, r Request) ([]*Journal, error) {
 	bind := rand.Text()
 	for _, f := range functions {
 		plan = append(plan, &Journal{Version: journalVersion, Boot: boot, Bind: bind, Owner: r.Owner, User: r.User.UID, Address: f.Address, Unit: inv.Unit(f)[0].Address, ID: f.ID(), Group: f.Group,
-			Driver: f.Driver, Override: f.Override, Prebound: f.Driver == vfioDriver, Time: time.Now().UTC()})
+			Driver: f.Driver, Override: f.Override, VFIO: f.Driver, Prebound: isVFIO(f.Driver), Time: time.Now().UTC()})
+		if j := plan[len(plan)-1]; !j.Prebound {
+			j.VFIO = m.vfioFor(ctx, f)
+		}
 	}
 	return plan, nil
 }
@@ -204,13 +207,13 @@ func (m *Manager) take(ctx context.Context, j *Journal) error {
 		step Step
 		do   func() error
 	}{
-		{StepOverride, func() error { return m.override(ctx, j.Address, vfioDriver) }},
+		{StepOverride, func() error { return m.override(ctx, j.Address, j.VFIO) }},
 		{StepUnbind, func() error { return m.unbind(ctx, j.Address, j.Driver) }},
 		{StepProbe, func() error {
 			if err := m.write(ctx, "/sys/bus/pci/drivers_probe", j.Address); err != nil {
 				return err
 			}
-			return m.await(ctx, j.Address, vfioDriver)
+			return m.await(ctx, j.Address, j.VFIO)
 		}},
 		{StepBound, func() error { return nil }},
 	}
@@ -222,7 +225,7 @@ func (m *Manager) take(ctx context.Context, j *Journal) error {
 			return err
 		}
 		if err := s.do(); err != nil {
-			return fmt.Errorf("bind %s to vfio-pci: %w", j.Address, err)
+			return fmt.Errorf("bind %s to %s: %w", j.Address, j.VFIO, err)
 		}
 	}
 	return nil

@@ -68,6 +68,9 @@ func topology(r *rand.Rand) (devices []fakeDevice, card string) {
 		}
 		d.driver = pick("", "nvidia", "nouveau", vfioDriver)
 		d.native = []string{"other"}
+		if r.IntN(3) == 0 {
+			d.files = map[string]string{"modalias": "pci:v000010DEd00002342sv*sd*bc03sc02i00\n"} // has a variant
+		}
 		if r.IntN(3) == 0 && d.driver != "" {
 			d.override = d.driver
 		}
@@ -83,8 +86,9 @@ func TestKilledAtEachStep(t *testing.T) {
 	for seed := range uint64(5) {
 		devices, card := topology(rand.New(rand.NewPCG(seed, 1)))
 		for n := 0; ; n++ {
-			f := newFake(t, devices...)
-			m := &Manager{Host: f.host(), Wait: 20 * time.Millisecond}
+			f, m := manager(t, devices...)
+			f.put("/lib/modules/6.12.0/modules.alias", modulesAlias)
+			f.dir(pciDrivers, "nvgrace_gpu_vfio_pci")
 			before := f.state()
 			killAt(m, n)
 			ended := survive(func() {
@@ -412,14 +416,14 @@ func TestRefusalWritesNothing(t *testing.T) {
 // FuzzJournal: what is read back is what was written, and nothing else names
 // a path.
 func FuzzJournal(f *testing.F) {
-	f.Add([]byte(`{"version":2,"bootID":"x","bind":"b","owner":{"name":"a","process":{"pid":1,"start":2},"keep":false},"user":0,"address":"0000:01:00.0","unit":"0000:01:00.0","id":"10de:20f1","group":"1","driver":"nvidia","override":"","prebound":false,"grants":[{"path":"/dev/vfio/1","was":0}],"step":"unbind","time":"2026-01-02T03:04:05Z"}`))
-	f.Add([]byte(`{"version":2,"address":"0000:01:00.0","unit":"0000:01:00.0","id":"10de:20f1","driver":"../x","grants":[{"path":"/etc/passwd"}],"step":"unbind"}`))
+	f.Add([]byte(`{"version":2,"bootID":"x","bind":"b","owner":{"name":"a","process":{"pid":1,"start":2},"keep":false},"user":0,"address":"0000:01:00.0","unit":"0000:01:00.0","id":"10de:20f1","group":"1","driver":"nvidia","override":"","vfio":"vfio-pci","prebound":false,"grants":[{"path":"/dev/vfio/1","was":0}],"step":"unbind","time":"2026-01-02T03:04:05Z"}`))
+	f.Add([]byte(`{"version":2,"address":"0000:01:00.0","unit":"0000:01:00.0","id":"10de:20f1","driver":"../x","vfio":"vfio-pci","grants":[{"path":"/etc/passwd"}],"step":"unbind"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		j, err := parseJournal(data)
 		if err != nil {
 			return
 		}
-		if strings.ContainsAny(j.Driver+j.Override+j.Group+j.Address, "/\n\x00") || j.Driver == ".." {
+		if strings.ContainsAny(j.Driver+j.Override+j.VFIO+j.Group+j.Address, "/\n\x00") || j.Driver == ".." {
 			t.Errorf("%+v", j)
 		}
 		for _, g := range j.Grants {

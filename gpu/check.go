@@ -43,6 +43,8 @@ const (
 	HasVirtualFns = "has-virtual-functions"
 	MIG           = "mig"
 	Mediated      = "mediated"
+	VGPU          = "vgpu"
+	VariantDriver = "variant-driver"
 )
 
 // memlockWanted is what a machine of the default size needs to lock: its
@@ -144,16 +146,16 @@ func checkUse(f *Device) (findings []Finding) {
 		for _, h := range f.Holders {
 			who = append(who, fmt.Sprintf("%s (process %d, %s)", h.Command, h.PID, h.Path))
 		}
-		findings = append(findings, Finding{Code: Held, Severity: Problem, Forcible: f.Driver != vfioDriver, Device: f.Address, Detail: "it is in use by " + strings.Join(who, ", "),
+		findings = append(findings, Finding{Code: Held, Severity: Problem, Forcible: !isVFIO(f.Driver), Device: f.Address, Detail: "it is in use by " + strings.Join(who, ", "),
 			Fix: "stop them; nvidia-persistenced with systemctl stop nvidia-persistenced"})
 	}
-	if f.Driver != "" && f.Driver != vfioDriver && f.Override != "" && f.Override != f.Driver {
+	if f.Driver != "" && !isVFIO(f.Driver) && f.Override != "" && f.Override != f.Driver {
 		// The kernel would not let us give it back to the driver it has.
 		findings = append(findings, Finding{Code: OtherOverride, Severity: Problem, Device: f.Address, Detail: "it is bound to " + f.Driver + ", and its driver_override names " + f.Override,
 			Fix: "settle that first: echo | sudo tee " + pciDevices + "/" + f.Address + "/driver_override"})
 	}
-	if f.Driver == vfioDriver {
-		findings = append(findings, Finding{Code: Prebound, Severity: Warning, Device: f.Address, Detail: "it is bound to vfio-pci already, and stays so when it is released"})
+	if isVFIO(f.Driver) {
+		findings = append(findings, Finding{Code: Prebound, Severity: Warning, Device: f.Address, Detail: "it is bound to " + f.Driver + " already, and stays so when it is released"})
 	}
 	return findings
 }
@@ -175,14 +177,30 @@ func checkKind(inv *Inventory, d *Device, unit []*Device) (findings []Finding) {
 				Fix: "bind one of those instead, or end them with echo 0 | sudo tee " + pciDevices + "/" + f.Address + "/sriov_numvfs"})
 		}
 	}
-	if len(d.MdevTypes) > 0 {
-		add(Mediated, Warning, "it can be divided into mediated devices ("+strings.Join(d.MdevTypes, ", ")+"), which are not PCI functions; binding takes all of it", "")
-	}
-	if d.Vendor == nvidia && d.Class>>8 == 0x0302 && d.Driver == "nvidia" {
-		add(MIG, Warning, "MIG slices are not PCI functions and cannot be passed on one by one; binding takes the whole card", "where MIG is in use, end it first: sudo nvidia-smi -mig 0")
+	findings = append(findings, checkParts(d)...)
+	if d.Variant != "" && !isVFIO(d.Driver) {
+		add(VariantDriver, Warning, "the kernel has a VFIO driver made for it, "+d.Variant+", which takes it instead of vfio-pci where it can be loaded", "")
 	}
 	if inv.User != 0 && len(d.Nodes) > 0 {
 		add(HoldersHidden, Warning, "only your own processes were looked at for open files of it", "sudo agentvm gpu check "+d.Address)
+	}
+	return findings
+}
+
+// checkParts explains what a card can be divided into, and which of that can
+// be passed on.
+func checkParts(d *Device) (findings []Finding) {
+	add := func(code, detail, fix string) {
+		findings = append(findings, Finding{Code: code, Severity: Warning, Device: d.Address, Detail: detail, Fix: fix})
+	}
+	if len(d.MdevTypes) > 0 {
+		add(Mediated, "it can be divided into mediated devices ("+strings.Join(d.MdevTypes, ", ")+"), which are not PCI functions; binding takes all of it", "")
+	}
+	if d.Vendor == nvidia && d.Class>>8 == 0x0302 && d.Driver == "nvidia" {
+		add(MIG, "MIG slices are not PCI functions and cannot be passed on one by one; binding takes the whole card", "where MIG is in use, end it first: sudo nvidia-smi -mig 0")
+	}
+	if d.Vendor == nvidia && d.TotalVFs > 0 && d.PhysFn == "" {
+		add(VGPU, fmt.Sprintf("it has up to %d virtual functions, which are vGPUs: they need NVIDIA's vGPU manager on the host, a licence, and the matching driver in the guest; without those take the whole card", d.TotalVFs), "")
 	}
 	return findings
 }

@@ -112,7 +112,7 @@ func (f *fake) add(d fakeDevice) {
 	if d.driver != "" {
 		f.dir(pciDrivers, d.driver)
 		f.symlink("../../drivers/"+d.driver, filepath.Join(dir, "driver"))
-		if d.driver != vfioDriver { // which takes only what an override names
+		if !isVFIO(d.driver) { // which takes only what an override names
 			native = append(slices.Clone(native), d.driver)
 		}
 	}
@@ -215,7 +215,7 @@ func (f *fake) node(address string) {
 		return
 	}
 	path := "/dev/vfio/" + group
-	if slices.ContainsFunc((Host{Root: f.root}).names(iommuDir, group, "devices"), func(m string) bool { return f.driver(m) == vfioDriver }) {
+	if slices.ContainsFunc((Host{Root: f.root}).names(iommuDir, group, "devices"), func(m string) bool { return isVFIO(f.driver(m)) }) {
 		f.put(path, "")
 		return
 	}
@@ -246,7 +246,7 @@ func (f *fake) letGo(address string) {
 // viable is the kernel's rule: no member is bound to a host's driver.
 func (f *fake) viable(group string) error {
 	for _, m := range (Host{Root: f.root}).names(iommuDir, group, "devices") {
-		if d := f.driver(m); d != "" && d != vfioDriver && d != "pcieport" {
+		if d := f.driver(m); d != "" && !isVFIO(d) && d != "pcieport" {
 			return fmt.Errorf("%s is on %s", m, d)
 		}
 	}

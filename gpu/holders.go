@@ -30,10 +30,10 @@ func (h Host) nodes(d *Device) (nodes []string) {
 			nodes = append(nodes, "/dev/nvidia*")
 		}
 	}
-	if d.Driver == vfioDriver && d.Group != "" {
+	if isVFIO(d.Driver) && d.Group != "" {
 		nodes = append(nodes, "/dev/vfio/"+d.Group)
 	}
-	if d.Driver == vfioDriver {
+	if isVFIO(d.Driver) {
 		for _, name := range h.names(pciDevices, d.Address, "vfio-dev") {
 			nodes = append(nodes, "/dev/vfio/devices/"+name)
 		}

@@ -22,6 +22,9 @@ type Host struct {
 	// Chown gives a node of /dev to a user. Nil does so for real.
 	Chown func(path string, uid int) error
 
+	// Load loads a module. Nil does so for real.
+	Load func(ctx context.Context, module string) error
+
 	// Viable reports why the kernel does not let an IOMMU group be used. Nil
 	// asks the kernel.
 	Viable func(group string) error

@@ -25,6 +25,7 @@ type Device struct {
 	Name        string   `json:"name,omitempty"`
 	Modalias    string   `json:"modalias,omitempty"`
 	Driver      string   `json:"driver,omitempty"`
+	Variant     string   `json:"variant,omitempty"`        // module of a VFIO driver made for it
 	Override    string   `json:"driverOverride,omitempty"` // "" when unset
 	PowerState  string   `json:"powerState,omitempty"`
 	Group       string   `json:"group,omitempty"` // IOMMU group's number
@@ -159,6 +160,7 @@ func (h Host) Inventory() (*Inventory, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // no PCI at all is fine
 		return nil, fmt.Errorf("list PCI devices: %w", err)
 	}
+	variants := h.vfioAliases()
 	for _, e := range entries {
 		d, err := h.device(e.Name())
 		if errors.Is(err, fs.ErrNotExist) {
@@ -166,6 +168,7 @@ func (h Host) Inventory() (*Inventory, error) {
 		} else if err != nil {
 			return nil, err
 		}
+		d.Variant = variants.best(d.Modalias)
 		inv.Devices = append(inv.Devices, d)
 	}
 	gpus := inv.GPUs()

@@ -153,6 +153,8 @@ func TestCheck(t *testing.T) {
 		{"has virtual functions", func(_ *Inventory, c, _, _ *Device) { c.NumVFs = 4 }, []string{HasVirtualFns}, nil},
 		{"mediated", func(_ *Inventory, c, _, _ *Device) { c.MdevTypes = []string{"nvidia-63"} }, nil, []string{Mediated}},
 		{"MIG", func(_ *Inventory, c, _, _ *Device) { c.Class, c.Driver = 0x030200, "nvidia" }, nil, []string{MIG}},
+		{"vGPU", func(_ *Inventory, c, _, _ *Device) { c.TotalVFs = 20 }, nil, []string{VGPU}},
+		{"variant", func(_ *Inventory, c, _, _ *Device) { c.Variant = "nvgrace_gpu_vfio_pci" }, nil, []string{VariantDriver}},
 		{"ordinary user", func(inv *Inventory, c, _, _ *Device) { inv.User, c.Nodes = 1000, []string{"/dev/nvidia0"} }, nil, []string{HoldersHidden}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

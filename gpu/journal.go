@@ -53,7 +53,8 @@ type Journal struct {
 	Group    string    `json:"group"`
 	Driver   string    `json:"driver"`   // original, "" for none
 	Override string    `json:"override"` // original, "" when unset
-	Prebound bool      `json:"prebound"` // on vfio-pci already: nothing is done to it
+	VFIO     string    `json:"vfio"`     // vfio-pci, or the variant that it is given to
+	Prebound bool      `json:"prebound"` // on it already: nothing is done to it
 	Grants   []Grant   `json:"grants,omitempty"`
 	Step     Step      `json:"step"`
 	Time     time.Time `json:"time"` // of the binding
@@ -87,6 +88,9 @@ func parseJournal(data []byte) (*Journal, error) {
 		return nil, fmt.Errorf("%q is not an id", j.ID)
 	case !plainName(j.Driver), !plainName(j.Override), !plainName(j.Group):
 		return nil, fmt.Errorf("driver %q, override %q or group %q is not a name", j.Driver, j.Override, j.Group)
+	}
+	if !isVFIO(j.VFIO) || !plainName(j.VFIO) {
+		return nil, fmt.Errorf("%q is not a driver of VFIO", j.VFIO)
 	}
 	for _, g := range j.Grants {
 		if !nodePattern.MatchString(g.Path) {

@@ -207,7 +207,7 @@ func distinct(problems []error) error {
 // would wait for them, and no write can be taken back.
 func inUseBy(inv *Inventory, j *Journal) error {
 	d := inv.Get(j.Address)
-	if d == nil || j.Prebound || d.Driver != vfioDriver || len(d.Holders) == 0 {
+	if d == nil || j.Prebound || !isVFIO(d.Driver) || len(d.Holders) == 0 {
 		return nil
 	}
 	h := d.Holders[0]
@@ -234,7 +234,7 @@ func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 		return fail(err)
 	}
 	if j.Prebound {
-		return done(Restored, "it was on vfio-pci before, and stays so")
+		return done(Restored, "it was on %s before, and stays so", j.VFIO)
 	}
 	if id := m.id(j.Address); id == "" {
 		return done(Dropped, "the device is gone")
@@ -243,19 +243,19 @@ func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 	}
 	// Whoever gave it to a third driver meanwhile meant that.
 	stranger := m.driver(j.Address)
-	if stranger == j.Driver || stranger == vfioDriver {
+	if stranger == j.Driver || stranger == j.VFIO {
 		stranger = ""
 	}
 	if err := m.record(j, StepRelease); err != nil {
 		return fail(err)
 	}
-	if err := m.unbind(ctx, j.Address, vfioDriver); err != nil {
+	if err := m.unbind(ctx, j.Address, j.VFIO); err != nil {
 		return fail(err)
 	}
 	if err := m.record(j, StepReset); err != nil {
 		return fail(err)
 	}
-	if stranger == "" || m.Host.override(j.Address) == vfioDriver {
+	if stranger == "" || m.Host.override(j.Address) == j.VFIO {
 		if err := m.override(ctx, j.Address, j.Override); err != nil {
 			return fail(err)
 		}

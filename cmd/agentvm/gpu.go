@@ -227,11 +227,11 @@ host boots.`,
 			for _, j := range taken {
 				switch {
 				case j.Prebound:
-					a.noteLine("%s was on vfio-pci already", j.Address)
+					a.noteLine("%s was on %s already", j.Address, j.VFIO)
 				case j.Driver == "":
-					a.noteLine("%s is on vfio-pci; it had no driver", j.Address)
+					a.noteLine("%s is on %s; it had no driver", j.Address, j.VFIO)
 				default:
-					a.noteLine("%s is on vfio-pci; it was on %s", j.Address, j.Driver)
+					a.noteLine("%s is on %s; it was on %s", j.Address, j.VFIO, j.Driver)
 				}
 			}
 			return nil

@@ -100,7 +100,7 @@ func TestDoctorTellsOfCardsLeftBehind(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	journal := `{"version":2,"bootID":"x","bind":"b","owner":{"name":"gpu bind","process":{"pid":1,"start":1},"keep":true},"user":0,"address":"0000:3b:00.0","unit":"0000:3b:00.0","id":"10de:2330","group":"1","driver":"nvidia","override":"","prebound":false,"step":%q,"time":"2026-01-02T03:04:05Z"}`
+	journal := `{"version":2,"bootID":"x","bind":"b","owner":{"name":"gpu bind","process":{"pid":1,"start":1},"keep":true},"user":0,"address":"0000:3b:00.0","unit":"0000:3b:00.0","id":"10de:2330","group":"1","driver":"nvidia","override":"","vfio":"vfio-pci","prebound":false,"step":%q,"time":"2026-01-02T03:04:05Z"}`
 	for step, want := range map[gpu.Step]vm.Finding{
 		gpu.StepKept:  {Name: "cards", Status: vm.FindingOK, Detail: "1 PCI functions are taken from the host's drivers; agentvm gpu release gives them back"},
 		gpu.StepBound: {Name: "cards", Status: vm.FindingWarn, Detail: "taken from the host's drivers by processes that have ended: 0000:3b:00.0", Fix: "sudo agentvm gpu recover"},
@@ -129,7 +129,7 @@ func TestGPUJSONIsDocumented(t *testing.T) {
 func TestGPUFindingsAreDocumented(t *testing.T) {
 	said := spans(section(t, readDoc(t, "docs/gpu.md"), "## What is in the way"))
 	for _, code := range []string{gpu.NoIOMMU, gpu.NoVFIO, gpu.NoGroup, gpu.Companions, gpu.BootVGA, gpu.Framebuffer, gpu.Held, gpu.OtherOverride, gpu.HoldersHidden, gpu.MemlockLow,
-		gpu.NoReset, gpu.Prebound, gpu.VirtualFn, gpu.HasVirtualFns, gpu.MIG, gpu.Mediated} {
+		gpu.NoReset, gpu.Prebound, gpu.VirtualFn, gpu.HasVirtualFns, gpu.MIG, gpu.Mediated, gpu.VGPU, gpu.VariantDriver} {
 		if !slices.Contains(said, code) {
 			t.Errorf("docs/gpu.md does not mention %s", code)
 		}
