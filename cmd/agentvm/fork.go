@@ -16,6 +16,7 @@ import (
 const maxForks = 64
 
 func (a *app) forkCommand() *cobra.Command {
+	var view bool
 	cmd := &cobra.Command{
 		Use: "fork [N]", Short: "Let N machines go on from where this one is, each with a copy of the workspace",
 		Long: `Let N machines (default 1) go on from where the project's machine is, with everything
@@ -23,7 +24,10 @@ that runs in it. Each is named NAME-fork-1 and so on, works in a copy of the wor
 beside it, DIRECTORY-fork-1 and so on, and has keys, names and ids of its own. The
 machine pauses while it is copied, and goes on. Programs that hold the workspace open
 keep it from being forked; they are named. agentvm down deletes a fork and keeps its
-copy of the workspace.`,
+copy of the workspace.
+
+With --readonly nothing is copied: the forks see the workspace itself, as it changes,
+and cannot write to it. Such a fork is meant by its name alone (--name).`,
 		Args: usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n := 1
@@ -43,11 +47,12 @@ copy of the workspace.`,
 			}
 			begun := time.Now()
 			report, done := a.newReport()
-			forks, err := m.Fork(cmd.Context(), inst, n, report, a.waiting(inst))
+			forks, err := m.Fork(cmd.Context(), inst, n, view, report, a.waiting(inst))
 			done()
 			return a.showForks(forks, time.Since(begun), err)
 		},
 	}
+	cmd.Flags().BoolVar(&view, "readonly", false, "let the forks see the workspace itself, read-only, instead of copies")
 	cmd.Flags().BoolVar(&a.json, "json", false, "print events and the result as JSON")
 	return cmd
 }

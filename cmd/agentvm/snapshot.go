@@ -16,9 +16,10 @@ import (
 func (a *app) snapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "snapshot", Short: "Save what the machine is, and go back to it", Args: usageArgs(cobra.NoArgs),
 		Long: `Save what the machine is under a name, and go back to it later: disk and, of a machine
-that runs, memory with all programs. The workspace is the host's, and no part of it.
-Programs that hold the workspace open keep a running machine from being saved; they
-are named. Of a stopped machine the disk is saved.
+that runs, memory with all programs. Programs that hold the workspace open keep the
+memory from being saved; they are named. Of a stopped machine, and with --disk-only,
+the disk is saved. The workspace is the host's: it is part of a snapshot that is made
+with --workspace, and put back by a restore with --workspace.
 
 The machine is the project's, or the one that --name names.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
@@ -28,14 +29,15 @@ The machine is the project's, or the one that --name names.`,
 
 // snapshotView is a snapshot as the commands show it.
 type snapshotView struct {
-	Name    string    `json:"name"`
-	Created time.Time `json:"created"`
-	Memory  bool      `json:"memory"`
-	Disk    int64     `json:"disk"`
+	Name          string    `json:"name"`
+	Created       time.Time `json:"created"`
+	Memory        bool      `json:"memory"`
+	WithWorkspace bool      `json:"withWorkspace"`
+	Disk          int64     `json:"disk"`
 }
 
 func viewSnapshot(s lifecycle.Snapshot) snapshotView {
-	return snapshotView{Name: s.Name, Created: s.Created, Memory: s.Memory, Disk: s.Bytes}
+	return snapshotView{Name: s.Name, Created: s.Created, Memory: s.Memory, WithWorkspace: s.Workspace, Disk: s.Bytes}
 }
 
 // onSnapshots runs act on the machine that the command line means.
@@ -52,6 +54,7 @@ func (a *app) onSnapshots(act func(m *lifecycle.Manager, inst *instance.Instance
 }
 
 func (a *app) snapshotCreateCommand() *cobra.Command {
+	var opt lifecycle.SnapshotOptions
 	cmd := &cobra.Command{
 		Use: "create [SNAPSHOT]", Short: "Save what the machine is now (default name: by the time)", Args: usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -60,7 +63,7 @@ func (a *app) snapshotCreateCommand() *cobra.Command {
 				name = args[0]
 			}
 			return a.onSnapshots(func(m *lifecycle.Manager, inst *instance.Instance) error {
-				s, err := m.CreateSnapshot(cmd.Context(), inst, name, a.waiting(inst))
+				s, err := m.CreateSnapshot(cmd.Context(), inst, name, opt, a.waiting(inst))
 				if err != nil {
 					return err
 				}
@@ -69,13 +72,18 @@ func (a *app) snapshotCreateCommand() *cobra.Command {
 				}
 				what := "disk"
 				if s.Memory {
-					what = "disk and memory"
+					what += " and memory"
+				}
+				if s.Workspace {
+					what += " and workspace"
 				}
 				a.noteLine("snapshot %s of %q has its %s, and takes %s", s.Name, inst.Name, what, units.BytesSize(float64(s.Bytes)))
 				return nil
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&opt.DiskOnly, "disk-only", false, "save the disk alone, of a machine that runs as a power failure would leave it")
+	cmd.Flags().BoolVar(&opt.Workspace, "workspace", false, "save the workspace too")
 	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
 	return cmd
 }
@@ -101,13 +109,10 @@ func (a *app) snapshotLsCommand() *cobra.Command {
 					return nil
 				}
 				w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-				fmt.Fprintln(w, "SNAPSHOT\tMADE\tMEMORY\tDISK")
+				yes := map[bool]string{true: "yes", false: "no"}
+				fmt.Fprintln(w, "SNAPSHOT\tMADE\tMEMORY\tWORKSPACE\tDISK")
 				for _, v := range views {
-					memory := "no"
-					if v.Memory {
-						memory = "yes"
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Name, ago(v.Created), memory, units.BytesSize(float64(v.Disk)))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", v.Name, ago(v.Created), yes[v.Memory], yes[v.WithWorkspace], units.BytesSize(float64(v.Disk)))
 				}
 				return w.Flush()
 			})
@@ -118,17 +123,21 @@ func (a *app) snapshotLsCommand() *cobra.Command {
 }
 
 func (a *app) snapshotRestoreCommand() *cobra.Command {
+	var workspace bool
 	cmd := &cobra.Command{
 		Use: "restore SNAPSHOT", Short: "Make the machine what it was; what it is now is lost",
 		Long: `Make the machine what it was when the snapshot was made. What it is now is lost, and
 its programs end. The workspace stays as it is. With the snapshot's memory it goes on
-at once; a snapshot of the disk alone leaves it stopped, for start to boot.`,
+at once; a snapshot of the disk alone leaves it stopped, for start to boot.
+
+With --workspace that is put back too. What it is now, and the machine's disk, are kept
+as the snapshot before-restore; one of an earlier restore is deleted.`,
 		Args: usageArgs(cobra.ExactArgs(1)), ValidArgsFunction: a.completeSnapshots,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.onSnapshots(func(m *lifecycle.Manager, inst *instance.Instance) error {
 				begun := time.Now()
 				report, done := a.newReport()
-				res, err := m.RestoreSnapshot(cmd.Context(), inst, args[0], report, a.waiting(inst))
+				res, err := m.RestoreSnapshot(cmd.Context(), inst, args[0], workspace, report, a.waiting(inst))
 				done()
 				if err != nil {
 					return err
@@ -141,6 +150,7 @@ at once; a snapshot of the disk alone leaves it stopped, for start to boot.`,
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&workspace, "workspace", false, "put the workspace back too")
 	cmd.Flags().BoolVar(&a.json, "json", false, "print events and the result as JSON")
 	return cmd
 }

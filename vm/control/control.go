@@ -47,8 +47,8 @@ type Handler interface {
 	// when it is down. After an error it runs as before, unless its status says
 	// otherwise. The end of ctx calls it off.
 	Suspend(ctx context.Context) error
-	// Snapshot saves the machine with its disk in dir, and lets it go on.
-	Snapshot(ctx context.Context, dir string) error
+	// Snapshot saves what it is asked to of the machine, and lets it go on.
+	Snapshot(ctx context.Context, req SnapshotRequest) error
 	// Adopt makes a machine of the pool the instance in dir, whose spec has the
 	// machine's id, and returns when everything of it lies there. Its status
 	// then tells how it gets ready.
@@ -72,7 +72,7 @@ func Serve(l net.Listener, h Handler) error {
 	})
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
 		var req stopRequest
-		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+		if err := readJSON(r, &req); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
@@ -93,17 +93,20 @@ func Serve(l net.Listener, h Handler) error {
 		}
 	}
 	mux.HandleFunc("POST /v1/suspend", save(func(r *http.Request) error { return h.Suspend(r.Context()) }))
-	directed := func(act func(ctx context.Context, dir string) error) http.HandlerFunc {
-		return save(func(r *http.Request) error {
-			var req dirRequest
-			if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
-				return err
-			}
-			return act(r.Context(), req.Dir)
-		})
-	}
-	mux.HandleFunc("POST /v1/snapshot", directed(h.Snapshot))
-	mux.HandleFunc("POST /v1/adopt", directed(h.Adopt))
+	mux.HandleFunc("POST /v1/snapshot", save(func(r *http.Request) error {
+		var req SnapshotRequest
+		if err := readJSON(r, &req); err != nil {
+			return err
+		}
+		return h.Snapshot(r.Context(), req)
+	}))
+	mux.HandleFunc("POST /v1/adopt", save(func(r *http.Request) error {
+		var req adoptRequest
+		if err := readJSON(r, &req); err != nil {
+			return err
+		}
+		return h.Adopt(r.Context(), req.Dir)
+	}))
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	if err := srv.Serve(l); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve control socket: %w", err)
@@ -116,8 +119,22 @@ type stopRequest struct {
 	Reason string        `json:"reason"`
 }
 
-type dirRequest struct {
+// SnapshotRequest says what of a machine is saved beside its disk.
+type SnapshotRequest struct {
+	Dir    string `json:"dir"`    // where to
+	Memory bool   `json:"memory"` // the guest has to let go of its shares for that
+	// Workspace copies the workspace too, into WorkspaceDir of Dir; Like is an
+	// earlier copy, or empty.
+	Workspace bool   `json:"workspace"`
+	Like      string `json:"like"`
+}
+
+type adoptRequest struct {
 	Dir string `json:"dir"`
+}
+
+func readJSON(r *http.Request, v any) error {
+	return json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(v)
 }
 
 func writeJSON(w io.Writer, v any) { _ = json.NewEncoder(w).Encode(v) }
@@ -179,40 +196,28 @@ func (c *Client) Watch(ctx context.Context, each func(instance.Status) bool) err
 
 // Stop asks the supervisor to end the machine and waits until it has.
 func (c *Client) Stop(ctx context.Context, grace time.Duration, reason string) error {
-	data, err := json.Marshal(stopRequest{Grace: grace, Reason: reason})
-	if err != nil {
-		return err
-	}
-	body, err := c.call(ctx, http.MethodPost, "/v1/stop", data)
-	if err != nil {
-		return err
-	}
-	return body.Close()
+	return c.post(ctx, "/v1/stop", stopRequest{Grace: grace, Reason: reason})
 }
 
 // Suspend asks the supervisor to save the machine and end, and waits for it.
 func (c *Client) Suspend(ctx context.Context) error {
-	body, err := c.call(ctx, http.MethodPost, "/v1/suspend", nil)
-	if err != nil {
-		return err
-	}
-	return body.Close()
+	return c.post(ctx, "/v1/suspend", nil)
 }
 
-// Snapshot asks the supervisor to save the machine and its disk in dir, and
-// waits until it runs again.
-func (c *Client) Snapshot(ctx context.Context, dir string) error {
-	return c.directed(ctx, "/v1/snapshot", dir)
+// Snapshot asks the supervisor to save the machine, and waits until it runs
+// again.
+func (c *Client) Snapshot(ctx context.Context, req SnapshotRequest) error {
+	return c.post(ctx, "/v1/snapshot", req)
 }
 
 // Adopt asks the supervisor of a machine of the pool to make it the instance
 // in dir, and waits until it is.
 func (c *Client) Adopt(ctx context.Context, dir string) error {
-	return c.directed(ctx, "/v1/adopt", dir)
+	return c.post(ctx, "/v1/adopt", adoptRequest{dir})
 }
 
-func (c *Client) directed(ctx context.Context, path, dir string) error {
-	data, err := json.Marshal(dirRequest{dir})
+func (c *Client) post(ctx context.Context, path string, v any) error {
+	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}

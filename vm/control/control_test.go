@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -44,12 +45,15 @@ func (f *fake) Watch(ctx context.Context) <-chan instance.Status {
 func (f *fake) Suspend(context.Context) error {
 	return errors.New("/workspace is in use by process 7 (vi)")
 }
-func (f *fake) Snapshot(_ context.Context, dir string) error {
-	if dir != "/snapshots/.making" {
-		return errors.New("it was asked for " + dir)
+func (f *fake) Snapshot(_ context.Context, req SnapshotRequest) error {
+	if req != wantSnapshot {
+		return fmt.Errorf("it was asked for %+v", req)
 	}
 	return nil
 }
+
+var wantSnapshot = SnapshotRequest{Dir: "/snapshots/.making", Memory: true, Workspace: true, Like: "/snapshots/one/workspace"}
+
 func (f *fake) Adopt(_ context.Context, dir string) error {
 	if dir != "/instances/mine" {
 		return errors.New("it was asked for " + dir)
@@ -397,7 +401,7 @@ func TestSave(t *testing.T) {
 	if err := client.Adopt(t.Context(), "/instances/mine"); err != nil {
 		t.Error(err)
 	}
-	if err := client.Snapshot(t.Context(), "/snapshots/.making"); err != nil {
+	if err := client.Snapshot(t.Context(), wantSnapshot); err != nil {
 		t.Errorf("snapshot: %v", err)
 	}
 }

@@ -15,6 +15,7 @@ const (
 	CloneFile    = "clone.py"  // makes a guest that goes on from Machine.Saved this machine
 	SavedDir     = "saved"     // what a template's machine, or a suspended one, is saved in
 	SnapshotsDir = "snapshots" // a directory for each
+	WorkspaceDir = "workspace" // a snapshot's copy of the workspace
 )
 
 // Spec is everything that a supervisor needs to run one instance. It is
@@ -26,10 +27,12 @@ type Spec struct {
 	ID        string    `json:"id"` // random UUID, also the SMBIOS UUID
 	Created   time.Time `json:"created"`
 	Workspace string    `json:"workspace"` // host directory
-	Config    string    `json:"config"`    // agentvm.yaml that it was made from; empty: defaults
-	Image     string    `json:"image"`     // catalogue name or file
-	ImageID   string    `json:"imageId"`   // content address in the image cache; empty for a file
-	Agent     string    `json:"agent"`
+	// View marks a fork that only looks at another machine's workspace.
+	View    bool   `json:"view,omitempty"`
+	Config  string `json:"config"`  // agentvm.yaml that it was made from; empty: defaults
+	Image   string `json:"image"`   // catalogue name or file
+	ImageID string `json:"imageId"` // content address in the image cache; empty for a file
+	Agent   string `json:"agent"`
 	// AgentChosen is the agent that was asked for on the command line, which
 	// outlasts what the configuration says; empty: none was.
 	AgentChosen string `json:"agentChosen,omitempty"`

@@ -112,7 +112,7 @@ func (s Store) List() ([]*Instance, error) {
 	return list, nil
 }
 
-// ForWorkspace finds the instances that share a host directory.
+// ForWorkspace finds the instances that work in a host directory.
 func (s Store) ForWorkspace(dir string) ([]*Instance, error) {
 	all, err := s.List()
 	if err != nil {
@@ -120,7 +120,7 @@ func (s Store) ForWorkspace(dir string) ([]*Instance, error) {
 	}
 	return slices.DeleteFunc(all, func(i *Instance) bool {
 		spec, err := i.Spec()
-		return err != nil || spec.Workspace != dir
+		return err != nil || spec.Workspace != dir || spec.View
 	}), nil
 }
 

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/saved"
+	"github.com/agentvm/agentvm/vm/tree"
 )
 
 // forkDir is where a fork's machine is kept while it is made, among the
@@ -20,11 +20,12 @@ import (
 const forkDir = ".fork"
 
 // Fork makes n machines that go on from where the running machine is, each with
-// a copy of the workspace beside it and an identity of its own. The machine is
-// suspended while everything is copied, so that nothing moves under the copy:
-// a guest that swaps a directory for a link would otherwise have files of the
-// host copied. It goes on whatever comes of it.
-func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, report Report, wait func()) (forks []Result, err error) {
+// an identity of its own and a copy of the workspace beside it; with view they
+// see the workspace itself, and cannot write to it. The machine is suspended
+// while everything is copied, so that nothing moves under the copy: a guest
+// that swaps a directory for a link would otherwise have files of the host
+// copied. It goes on whatever comes of it.
+func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view bool, report Report, wait func()) (forks []Result, err error) {
 	release, err := inst.Lock(ctx, wait)
 	if err != nil {
 		return nil, err
@@ -34,12 +35,14 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, repo
 	if err != nil {
 		return nil, err
 	}
-	targets, err := m.forkTargets(inst, spec, n)
+	targets, err := m.forkTargets(inst, spec, n, view)
 	if err != nil {
 		return nil, err
 	}
-	if err := m.aloneWith(inst, spec.Workspace); err != nil {
-		return nil, err
+	if !view {
+		if err := m.aloneWith(inst, spec.Workspace); err != nil {
+			return nil, err
+		}
 	}
 	made := Snapshot{Name: inst.Name, Memory: true, Spec: spec, dir: snapshotDir(inst, forkDir)}
 	defer func() { err = errors.Join(err, os.RemoveAll(made.dir)) }()
@@ -52,15 +55,18 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, repo
 	copied := 0
 	err = keepSaved(inst, made.dir)
 	for ; err == nil && copied < n; copied++ {
+		if view {
+			continue
+		}
 		report.Note("copying %s to %s", spec.Workspace, targets[copied].dir)
-		if err = copyTree(ctx, targets[copied].dir, spec.Workspace); err != nil {
+		if err = tree.Copy(ctx, targets[copied].dir, spec.Workspace); err != nil {
 			break
 		}
 	}
 	if _, goneOn := m.resume(context.WithoutCancel(ctx), inst, spec, report); goneOn != nil {
 		err = errors.Join(err, fmt.Errorf("%q did not go on: %w", inst.Name, goneOn))
 	}
-	for i, t := range targets[:copied] {
+	for _, t := range targets[:copied] {
 		var res Result
 		if err == nil {
 			if res, err = m.forkTo(ctx, t, made, status.Provisioned, report); err == nil {
@@ -68,8 +74,10 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, repo
 				continue
 			}
 		}
-		// Nobody has worked in it.
-		if rmErr := os.RemoveAll(targets[i].dir); rmErr != nil {
+		if t.view {
+			continue // the directory is the original's
+		}
+		if rmErr := os.RemoveAll(t.dir); rmErr != nil { // nobody has worked in it
 			err = errors.Join(err, rmErr)
 		}
 	}
@@ -79,12 +87,13 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, repo
 // forkTarget is where one fork goes.
 type forkTarget struct {
 	name, dir string
-	config    string // path of the copied configuration; empty: there is none
+	config    string // path of the configuration, of the copy's if there is one; empty: there is none
+	view      bool   // dir is the original's, and only looked at
 }
 
 // forkTargets finds names and directories for n forks.
-func (m *Manager) forkTargets(inst *instance.Instance, spec instance.Spec, n int) (list []forkTarget, err error) {
-	if spec.Config != "" && filepath.Dir(spec.Config) != spec.Workspace {
+func (m *Manager) forkTargets(inst *instance.Instance, spec instance.Spec, n int, view bool) (list []forkTarget, err error) {
+	if !view && spec.Config != "" && filepath.Dir(spec.Config) != spec.Workspace {
 		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("%q cannot be forked: its configuration %s does not lie at the top of its workspace, so that a copy would not have it", inst.Name, spec.Config))
 	}
 	for i := 1; len(list) < n; i++ {
@@ -92,10 +101,15 @@ func (m *Manager) forkTargets(inst *instance.Instance, spec instance.Spec, n int
 		if err := vm.ValidName(t.name); err != nil {
 			return nil, vm.Classify(vm.ErrUsage, err)
 		}
-		if spec.Config != "" {
+		if view {
+			t.dir, t.config, t.view = spec.Workspace, spec.Config, true
+		} else if spec.Config != "" {
 			t.config = filepath.Join(t.dir, filepath.Base(spec.Config))
 		}
 		_, dirErr := os.Lstat(t.dir)
+		if view {
+			dirErr = fs.ErrNotExist // nothing is made
+		}
 		_, nameErr := m.Store.Get(t.name)
 		if errors.Is(dirErr, fs.ErrNotExist) && errors.Is(nameErr, vm.ErrNotFound) {
 			list = append(list, t)
@@ -155,21 +169,6 @@ func keepSaved(inst *instance.Instance, dir string) error {
 	return nil
 }
 
-// copyTree copies a directory as it is, without copying blocks where the file
-// system can share them. A copy that failed is removed.
-func copyTree(ctx context.Context, dst, src string) error {
-	out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", "--no-target-directory", "--", src, dst).CombinedOutput()
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		err = ctx.Err()
-	} else if text := strings.TrimSpace(string(out)); text != "" {
-		err = errors.New(lastLines(text, 3))
-	}
-	return errors.Join(fmt.Errorf("copy %s to %s: %w", src, dst, err), os.RemoveAll(dst))
-}
-
 // forkTo starts one machine from what was made.
 func (m *Manager) forkTo(ctx context.Context, t forkTarget, from Snapshot, provisioned bool, report Report) (res Result, err error) {
 	p := defaultProject(t.dir)
@@ -199,7 +198,7 @@ func (m *Manager) forkTo(ctx context.Context, t forkTarget, from Snapshot, provi
 		return res, err
 	}
 	defer release()
-	plan, err := m.plan(ctx, p, ws, inst, instance.Spec{}, UpOptions{Name: t.name, Agent: from.Spec.AgentChosen}, report)
+	plan, err := m.plan(ctx, p, ws, inst, instance.Spec{View: t.view}, UpOptions{Name: t.name, Agent: from.Spec.AgentChosen}, report)
 	if err != nil {
 		return res, err
 	}

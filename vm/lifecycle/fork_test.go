@@ -1,12 +1,9 @@
 package lifecycle
 
 import (
-	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/agentvm/agentvm/vm"
@@ -59,43 +56,6 @@ func TestForkAlone(t *testing.T) {
 	}
 }
 
-// TestCopyTree: a copy is as the original, links included, and is whole or not there.
-func TestCopyTree(t *testing.T) {
-	src := filepath.Join(t.TempDir(), "a b,c", "-ü")
-	if err := os.MkdirAll(filepath.Join(src, "d"), 0o750); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(src, "d", "f"), []byte("x"), 0o640); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/etc", filepath.Join(src, "out")); err != nil {
-		t.Fatal(err)
-	}
-	dst := src + "-fork-1"
-	if err := copyTree(t.Context(), dst, src); err != nil {
-		t.Fatal(err)
-	}
-	if to, err := os.Readlink(filepath.Join(dst, "out")); to != "/etc" {
-		t.Errorf("the link is %q, %v", to, err)
-	}
-	if info, err := os.Stat(filepath.Join(dst, "d", "f")); err != nil || info.Mode() != 0o640 {
-		t.Errorf("the file is %v, %v", info, err)
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := copyTree(ended, src+"-fork-2", src); !errors.Is(err, context.Canceled) {
-		t.Errorf("interrupted: %v", err)
-	}
-	if err := copyTree(t.Context(), src+"-fork-3", src+"-nothing"); err == nil || !strings.Contains(err.Error(), "No such file") {
-		t.Errorf("of nothing: %v", err)
-	}
-	for _, left := range []string{"-fork-2", "-fork-3"} {
-		if _, err := os.Lstat(src + left); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s is left: %v", left, err)
-		}
-	}
-}
-
 func TestForkTargets(t *testing.T) {
 	m := testManager(t)
 	ws := filepath.Join(t.TempDir(), "p")
@@ -105,13 +65,17 @@ func TestForkTargets(t *testing.T) {
 		t.Fatal(err)
 	}
 	running(t, m, "one-fork-3", instance.Share{Source: "/x"})
-	list, err := m.forkTargets(inst, spec, 2)
+	list, err := m.forkTargets(inst, spec, 2, false)
 	if err != nil || len(list) != 2 || list[0].name != "one-fork-2" || list[1].dir != ws+"-fork-4" || list[1].config != ws+"-fork-4/agentvm.yaml" {
 		t.Errorf("%+v, %v", list, err)
 	}
 	spec.Config = "/elsewhere/agentvm.yaml"
-	if _, err := m.forkTargets(inst, spec, 1); !errors.Is(err, vm.ErrUsage) {
+	if _, err := m.forkTargets(inst, spec, 1, false); !errors.Is(err, vm.ErrUsage) {
 		t.Errorf("a configuration elsewhere: %v", err)
+	}
+	list, err = m.forkTargets(inst, spec, 1, true)
+	if err != nil || list[0] != (forkTarget{name: "one-fork-1", dir: ws, config: spec.Config, view: true}) {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 

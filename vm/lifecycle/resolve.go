@@ -36,6 +36,7 @@ type Inputs struct {
 	Created   time.Time
 	Project   Project
 	Workspace Directory
+	View      bool        // whatever the project says, the workspace is only looked at
 	Mounts    []Directory // as Project.Config.Mounts
 	Profile   agent.Profile
 	Image     *images.Image
@@ -48,7 +49,7 @@ func Resolve(in Inputs) instance.Spec {
 	c := in.Project.Config
 	spec := instance.Spec{
 		Name: in.Name, ID: in.ID, Created: in.Created,
-		Workspace: in.Workspace.Path, Config: in.Project.ConfigPath,
+		Workspace: in.Workspace.Path, View: in.View, Config: in.Project.ConfigPath,
 		Image: c.Image, ImageID: in.Image.ID, Agent: in.Profile.Name,
 		Disk:        int64(c.Resources.Disk),
 		BootTimeout: bootTimeout(in.Host.Accel, int64(c.Resources.Memory)),
@@ -119,7 +120,7 @@ func shares(in Inputs) []instance.Share {
 	w := in.Project.Config.Workspace
 	list := []instance.Share{{
 		Tag: workspaceFS, Source: in.Workspace.Path, Target: guestPath(w.Mount),
-		ReadOnly: w.ReadOnly, Protect: w.Protect, Hide: w.Hide, Owner: in.Workspace.Owner,
+		ReadOnly: w.ReadOnly || in.View, Protect: w.Protect, Hide: w.Hide, Owner: in.Workspace.Owner,
 	}}
 	for i, m := range in.Project.Config.Mounts {
 		list = append(list, instance.Share{

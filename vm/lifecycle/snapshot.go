@@ -16,17 +16,20 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/saved"
+	"github.com/agentvm/agentvm/vm/tree"
 )
 
-// Snapshot is what a machine was at one time. Its workspace is no part of it.
+// Snapshot is what a machine was at one time.
 type Snapshot struct {
-	Name    string        `json:"name"`
-	Created time.Time     `json:"created"`
-	Memory  bool          `json:"memory"` // it goes on from there; else it boots from the disk
-	Bytes   int64         `json:"bytes"`  // that it takes
-	Spec    instance.Spec `json:"spec"`
+	Name      string        `json:"name"`
+	Created   time.Time     `json:"created"`
+	Memory    bool          `json:"memory"`    // it goes on from there; else it boots from the disk
+	Workspace bool          `json:"workspace"` // what that was is part of it
+	Bytes     int64         `json:"bytes"`     // that disk and memory take
+	Spec      instance.Spec `json:"spec"`
 
 	dir string
 }
@@ -34,82 +37,139 @@ type Snapshot struct {
 // snapshotFile is written last, and describes the directory that it lies in.
 const snapshotFile = "snapshot.json"
 
+// SnapshotOptions say what a snapshot has of a machine.
+type SnapshotOptions struct {
+	DiskOnly  bool // not the memory, also of a machine that runs
+	Workspace bool // that too
+}
+
 // CreateSnapshot saves the machine: with its memory when it runs, its disk
 // alone when it is stopped.
-func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, name string, wait func()) (_ Snapshot, err error) {
-	if err := vm.ValidName(name); err != nil {
+func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, name string, opt SnapshotOptions, wait func()) (_ Snapshot, err error) {
+	switch err := vm.ValidName(name); {
+	case err != nil:
 		return Snapshot{}, vm.Classify(vm.ErrUsage, fmt.Errorf("name of a snapshot: %w", err))
+	case name == undoSnapshot:
+		return Snapshot{}, vm.Classify(vm.ErrUsage, fmt.Errorf("%q is what a restore keeps of the time before", name))
 	}
 	release, err := inst.Lock(ctx, wait)
 	if err != nil {
 		return Snapshot{}, err
 	}
 	defer release()
-	dir := snapshotDir(inst, name)
-	if _, err := os.Lstat(dir); err == nil {
+	if _, err := os.Lstat(snapshotDir(inst, name)); err == nil {
 		return Snapshot{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q has a snapshot %q", inst.Name, name)), "choose another name, or agentvm snapshot rm "+name)
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return Snapshot{}, fmt.Errorf("make snapshot: %w", err)
+	s, err := m.makeSnapshot(inst, name, func(s *Snapshot) error { return m.saveTo(ctx, inst, s, opt) })
+	if err != nil {
+		return s, errors.Join(err, os.RemoveAll(s.dir))
 	}
-	// Its name is none that a snapshot can have. An older one was left by a killed command.
-	making := filepath.Join(filepath.Dir(dir), ".making")
-	if err := os.RemoveAll(making); err != nil {
-		return Snapshot{}, fmt.Errorf("make snapshot: %w", err)
+	return s, m.publish(inst, &s)
+}
+
+// makeSnapshot has save fill a snapshot's directory, and describes what is in
+// it. The snapshot has no name of its own until it is published.
+func (m *Manager) makeSnapshot(inst *instance.Instance, name string, save func(*Snapshot) error) (Snapshot, error) {
+	// The directory's name is none that a snapshot can have. An older one was left by a killed command.
+	s := Snapshot{Name: name, Created: time.Now().UTC().Truncate(time.Second), dir: snapshotDir(inst, ".making")}
+	if err := errors.Join(os.RemoveAll(s.dir), os.MkdirAll(filepath.Dir(s.dir), 0o700)); err != nil {
+		return s, fmt.Errorf("make snapshot: %w", err)
 	}
-	defer os.RemoveAll(making)
-	s := Snapshot{Name: name, Created: time.Now().UTC().Truncate(time.Second), dir: dir}
-	if s.Spec, s.Memory, err = m.saveTo(ctx, inst, making); err != nil {
+	if err := save(&s); err != nil {
 		return s, err
 	}
-	if s.Bytes, err = sizeOf(making); err != nil {
+	var err error
+	if s.Bytes, err = sizeOf(s.dir); err != nil {
 		return s, err
 	}
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return s, err
 	}
-	if err := renameio.WriteFile(filepath.Join(making, snapshotFile), data, 0o600); err != nil {
-		return s, fmt.Errorf("make snapshot: %w", err)
-	}
-	if err := os.Rename(making, dir); err != nil {
+	if err := renameio.WriteFile(filepath.Join(s.dir, snapshotFile), data, 0o600); err != nil {
 		return s, fmt.Errorf("make snapshot: %w", err)
 	}
 	return s, nil
 }
 
-// saveTo saves the machine as it is, running or not, in dir.
-func (m *Manager) saveTo(ctx context.Context, inst *instance.Instance, dir string) (instance.Spec, bool, error) {
+// publish gives a snapshot its name.
+func (m *Manager) publish(inst *instance.Instance, s *Snapshot) error {
+	dir := snapshotDir(inst, s.Name)
+	if err := os.Rename(s.dir, dir); err != nil {
+		return errors.Join(fmt.Errorf("make snapshot: %w", err), os.RemoveAll(s.dir))
+	}
+	s.dir = dir
+	return nil
+}
+
+// saveTo saves the machine as it is, running or not.
+func (m *Manager) saveTo(ctx context.Context, inst *instance.Instance, s *Snapshot, opt SnapshotOptions) (err error) {
 	status, err := inst.Status()
 	if err != nil {
-		return instance.Spec{}, false, err
+		return err
 	}
-	if status.State.Live() {
-		spec, _, err := m.saveable(inst)
-		if err != nil {
-			return spec, false, err
+	if s.Spec, err = inst.Spec(); err != nil {
+		return err
+	}
+	if opt.Workspace {
+		if err := m.ownWorkspace(inst, s.Spec); err != nil {
+			return err
 		}
-		if err := m.client(inst, spec).Snapshot(ctx, dir); err != nil {
-			return spec, false, m.notSaved(inst, "saved", err)
+	}
+	switch {
+	case status.State.Live():
+		if _, _, err := m.saveable(inst); err != nil {
+			return err
 		}
-		return spec, true, nil
+		s.Memory, s.Workspace = !opt.DiskOnly, opt.Workspace
+		req := control.SnapshotRequest{Dir: s.dir, Memory: s.Memory, Workspace: opt.Workspace, Like: m.lastWorkspace(inst)}
+		if err := m.client(inst, s.Spec).Snapshot(ctx, req); err != nil {
+			return m.notSaved(inst, "saved", err)
+		}
+		return nil
+	case inst.Suspended():
+		return vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q is suspended", inst.Name)), "agentvm resume "+inst.Name+" comes first")
 	}
-	spec, err := inst.Spec()
-	if err != nil {
-		return spec, false, err
-	}
-	if inst.Suspended() {
-		return spec, false, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q is suspended", inst.Name)), "agentvm resume "+inst.Name+" comes first")
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return spec, false, fmt.Errorf("make snapshot: %w", err)
+	return m.copyStopped(ctx, inst, s, opt.Workspace)
+}
+
+// copyStopped saves the files of a machine that does not run.
+func (m *Manager) copyStopped(ctx context.Context, inst *instance.Instance, s *Snapshot, workspace bool) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("make snapshot: %w", err)
 	}
 	for _, name := range diskFiles(inst) {
-		if err := saved.Copy(filepath.Join(dir, name), inst.Path(name)); err != nil {
-			return spec, false, err
+		if err := saved.Copy(filepath.Join(s.dir, name), inst.Path(name)); err != nil {
+			return err
 		}
 	}
-	return spec, false, nil
+	if s.Workspace = workspace; !workspace {
+		return nil
+	}
+	return tree.Keep(ctx, s.workspace(), s.Spec.Workspace, m.lastWorkspace(inst))
+}
+
+// ownWorkspace makes sure that the workspace is the machine's to copy and to
+// put back.
+func (m *Manager) ownWorkspace(inst *instance.Instance, spec instance.Spec) error {
+	if spec.View {
+		return vm.Classify(vm.ErrUsage, fmt.Errorf("%q only looks at %s, which is another machine's", inst.Name, spec.Workspace))
+	}
+	return m.aloneWith(inst, spec.Workspace)
+}
+
+// workspace is the copy of the workspace that is part of the snapshot.
+func (s Snapshot) workspace() string { return filepath.Join(s.dir, instance.WorkspaceDir) }
+
+// lastWorkspace is the newest copy of the workspace among the snapshots, or "".
+func (m *Manager) lastWorkspace(inst *instance.Instance) string {
+	list, _ := m.Snapshots(inst) // without one the new copy takes more room
+	for _, s := range slices.Backward(list) {
+		if s.Workspace {
+			return s.workspace()
+		}
+	}
+	return ""
 }
 
 // CopyDisk gives another machine the snapshot's disk.
@@ -169,12 +229,22 @@ func (m *Manager) Snapshot(inst *instance.Instance, name string) (Snapshot, erro
 	return s, nil
 }
 
+// undoSnapshot has what a workspace, and the disk, were before they were put back.
+const undoSnapshot = "before-restore"
+
+// lastUndo is the one before that, for as long as it may be what is put back.
+const lastUndo = ".last"
+
 // RestoreSnapshot makes the machine what it was: what it is now, and what it
 // has not written to the workspace, is lost. With the snapshot's memory it goes
-// on; otherwise it is left stopped, with the snapshot's disk.
-func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, name string, report Report, wait func()) (Result, error) {
-	if _, err := m.Snapshot(inst, name); err != nil {
-		return Result{}, err // before anything is ended for it
+// on; otherwise it is left stopped, with the snapshot's disk. With workspace
+// that is put back too; what was in it is kept as another snapshot.
+func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, name string, workspace bool, report Report, wait func()) (Result, error) {
+	// Before anything is ended for it.
+	if s, err := m.Snapshot(inst, name); err != nil {
+		return Result{}, err
+	} else if workspace && !s.Workspace {
+		return Result{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("snapshot %q does not have the workspace", name)), "agentvm snapshot create --workspace makes one that has")
 	}
 	if _, err := m.stop(ctx, inst, 0); err != nil {
 		return Result{}, err
@@ -190,6 +260,12 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, 
 	}
 	if _, err := m.stop(ctx, inst, 0); err != nil { // started meanwhile
 		return Result{}, err
+	}
+	if workspace {
+		defer os.RemoveAll(snapshotDir(inst, lastUndo))
+		if err := m.putBackWorkspace(ctx, inst, &s, report); err != nil {
+			return Result{}, err
+		}
 	}
 	if err := m.putBack(inst, s); err != nil {
 		return Result{}, err
@@ -209,6 +285,34 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, 
 		err = fmt.Errorf("the machine has the disk of snapshot %q, and could not go on from its memory: %w", name, err)
 	}
 	return res, err
+}
+
+// putBackWorkspace makes the workspace what it was when s was made, and keeps
+// what it is now, with the machine's disk, for another restore.
+func (m *Manager) putBackWorkspace(ctx context.Context, inst *instance.Instance, s *Snapshot, report Report) error {
+	if err := m.ownWorkspace(inst, s.Spec); err != nil {
+		return err
+	}
+	undo, err := m.makeSnapshot(inst, undoSnapshot, func(u *Snapshot) error {
+		u.Spec = s.Spec
+		return m.copyStopped(ctx, inst, u, true)
+	})
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(undo.dir))
+	}
+	// Should that be what is to be restored, it is not lost for the restore.
+	last := snapshotDir(inst, lastUndo)
+	if err := os.RemoveAll(last); err != nil {
+		return fmt.Errorf("keep the workspace: %w", err)
+	}
+	if err := os.Rename(snapshotDir(inst, undoSnapshot), last); err == nil && s.Name == undoSnapshot {
+		s.dir = last
+	}
+	if err := m.publish(inst, &undo); err != nil {
+		return err
+	}
+	report.Note("what %s is now is kept as snapshot %s", s.Spec.Workspace, undoSnapshot)
+	return tree.PutBack(ctx, s.Spec.Workspace, s.workspace())
 }
 
 // putBack replaces the machine's disk by the snapshot's. Until all of that is
@@ -269,6 +373,9 @@ func snapshotDir(inst *instance.Instance, name string) string {
 func sizeOf(dir string) (total int64, err error) {
 	entries, err := os.ReadDir(dir)
 	for _, e := range entries {
+		if e.IsDir() {
+			continue
+		}
 		info, infoErr := e.Info()
 		if infoErr != nil {
 			return 0, infoErr

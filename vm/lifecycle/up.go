@@ -341,7 +341,7 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 	if err != nil {
 		return fail(err)
 	}
-	in := Inputs{Name: inst.Name, ID: old.ID, Created: old.Created, Project: p, Workspace: ws, Profile: profile, Dir: inst.Dir}
+	in := Inputs{Name: inst.Name, ID: old.ID, Created: old.Created, Project: p, Workspace: ws, Profile: profile, Dir: inst.Dir, View: old.View}
 	for _, mount := range p.Config.Mounts {
 		d, err := CheckDirectory(absolute(p.Dir, m.Home, mount.Source), m.Home, opt.AllowWide)
 		if err != nil {

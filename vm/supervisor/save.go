@@ -17,6 +17,7 @@ import (
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/line"
 	"github.com/agentvm/agentvm/vm/saved"
+	"github.com/agentvm/agentvm/vm/tree"
 )
 
 // Waits of saving a machine that is in use.
@@ -35,16 +36,15 @@ var errSuspended = errors.New("suspended on request")
 
 // saveRequest asks the goroutine that owns the life to save the machine.
 type saveRequest struct {
-	ctx   context.Context
-	dir   string // where to; empty: where the next start goes on from
-	disk  bool   // the disk too; it stays as it is otherwise
-	end   bool   // afterwards
+	ctx context.Context
+	control.SnapshotRequest
+	end   bool // saved where the next start goes on from, with the disk as it is, and ended
 	reply chan error
 }
 
 // Suspend implements control.Handler.
 func (s *Supervisor) Suspend(ctx context.Context) error {
-	err := s.askToSave(saveRequest{ctx: ctx, end: true})
+	err := s.askToSave(saveRequest{ctx: ctx, end: true, SnapshotRequest: control.SnapshotRequest{Memory: true}})
 	if err == nil {
 		<-s.ended
 	}
@@ -52,8 +52,8 @@ func (s *Supervisor) Suspend(ctx context.Context) error {
 }
 
 // Snapshot implements control.Handler.
-func (s *Supervisor) Snapshot(ctx context.Context, dir string) error {
-	return s.askToSave(saveRequest{ctx: ctx, dir: dir, disk: true})
+func (s *Supervisor) Snapshot(ctx context.Context, req control.SnapshotRequest) error {
+	return s.askToSave(saveRequest{ctx: ctx, SnapshotRequest: req})
 }
 
 func (s *Supervisor) askToSave(req saveRequest) error {
@@ -70,10 +70,14 @@ func (s *Supervisor) askToSave(req saveRequest) error {
 
 // save answers a request. What it returns ends the life.
 func (s *Supervisor) save(ctx context.Context, req saveRequest) error {
-	if req.dir == "" {
-		req.dir = s.inst.Path(instance.SavedDir)
+	if req.end {
+		req.Dir = s.inst.Path(instance.SavedDir)
 	}
-	refused, err := s.trySave(ctx, req)
+	try := s.trySave
+	if !req.Memory {
+		try = s.tryCopy
+	}
+	refused, err := try(ctx, req)
 	switch {
 	case refused != nil:
 		req.reply <- refused
@@ -131,7 +135,7 @@ func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, er
 	}
 	switch {
 	case failed != nil:
-		_ = os.RemoveAll(req.dir)
+		_ = os.RemoveAll(req.Dir)
 	case req.end:
 		return nil, nil
 	}
@@ -234,22 +238,65 @@ func (s *Supervisor) write(ctx context.Context, req saveRequest) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, errors.New("saving takes too long"))
 	defer cancel()
 	defer s.trace("save", time.Now())
-	if err := os.MkdirAll(req.dir, 0o700); err != nil {
+	if err := os.MkdirAll(req.Dir, 0o700); err != nil {
 		return fmt.Errorf("save the machine: %w", err)
 	}
-	if err := s.machine.Save(ctx, req.dir); err != nil {
+	if err := s.machine.Save(ctx, req.Dir); err != nil {
 		return err
 	}
-	if !req.disk {
+	if req.end {
 		return nil
 	}
-	// Paused and saved, QEMU has written all that it had of the disk.
+	return s.copyFiles(ctx, req.SnapshotRequest)
+}
+
+// copyFiles copies what the machine, which is paused, writes to: QEMU has
+// written all that it had of the disk, and no guest moves anything under the
+// copy of the workspace.
+func (s *Supervisor) copyFiles(ctx context.Context, req control.SnapshotRequest) error {
 	for _, d := range s.diskFiles() {
-		if err := saved.Copy(filepath.Join(req.dir, filepath.Base(d)), d); err != nil {
+		if err := saved.Copy(filepath.Join(req.Dir, filepath.Base(d)), d); err != nil {
 			return err
 		}
 	}
-	return nil
+	if !req.Workspace {
+		return nil
+	}
+	return tree.Keep(ctx, filepath.Join(req.Dir, instance.WorkspaceDir), s.spec.Workspace, req.Like)
+}
+
+// tryCopy copies the machine's files while it is paused, with its shares in
+// place. For the guest's disk it is as if the power had failed, but for what
+// the guest could be asked to write down.
+func (s *Supervisor) tryCopy(life context.Context, req saveRequest) (refused, err error) {
+	before := s.Status()
+	if !before.State.Usable() {
+		return fmt.Errorf("the machine is %s", before.State), nil
+	}
+	ctx, cancel := context.WithTimeoutCause(life, writeTimeout, errors.New("saving takes too long"))
+	defer cancel()
+	ctx, callOff := context.WithCancelCause(ctx)
+	defer callOff(nil)
+	defer context.AfterFunc(req.ctx, func() { callOff(errors.New("interrupted")) })()
+	if code, err := s.guest.Run(ctx, "sync", &head{}); err != nil || code != 0 {
+		return fmt.Errorf("the guest could not write down what it has of the disk: exit code %d: %w", code, err), nil
+	}
+	s.to(instance.Saving, "")
+	defer s.trace("save", time.Now())
+	if err := s.machine.Pause(ctx); err != nil {
+		return nil, fmt.Errorf("pause the machine: %w", err)
+	}
+	if refused = os.MkdirAll(req.Dir, 0o700); refused == nil {
+		refused = s.copyFiles(ctx, req.SnapshotRequest)
+	}
+	if refused != nil {
+		_ = os.RemoveAll(req.Dir)
+	}
+	if err := s.machine.Resume(life); err != nil {
+		return nil, fmt.Errorf("let the machine go on: %w", err)
+	}
+	s.to(before.State, before.Reason)
+	return refused, nil
 }
 
 // diskFiles are the files of the machine that it writes to.

@@ -11,7 +11,9 @@ import (
 	"testing"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 // savable is a world whose machine can be saved.
@@ -96,7 +98,7 @@ func TestSnapshot(t *testing.T) {
 	}
 	l := begin(t, w, spec)
 	l.until(instance.Ready)
-	if err := l.client.Snapshot(t.Context(), dir); err != nil {
+	if err := l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: dir, Memory: true}); err != nil {
 		t.Fatal(err)
 	}
 	if s, err := l.client.Status(t.Context()); err != nil || s.State != instance.Ready {
@@ -156,10 +158,42 @@ func TestNotBack(t *testing.T) {
 	w.line.run = failing
 	l := begin(t, w, spec)
 	l.until(instance.Ready)
-	if err := l.client.Snapshot(t.Context(), t.TempDir()+"/one"); err == nil {
+	if err := l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: t.TempDir() + "/one", Memory: true}); err == nil {
 		t.Error("no error")
 	}
 	if s := l.until(instance.Failed); !strings.Contains(s.Reason, "did not come back") {
 		t.Errorf("status %+v", s)
+	}
+}
+
+// TestCopiedWhilePaused: disk and workspace can be had of a machine whose shares
+// are in use, which goes on, whatever comes of it.
+func TestCopiedWhilePaused(t *testing.T) {
+	testenv.Require(t, "rsync")
+	ws := t.TempDir()
+	if err := os.WriteFile(ws+"/file", []byte("of the project"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w, alter := savable(t)
+	l := begin(t, w, func(s *instance.Spec) { alter(s); s.Workspace = ws })
+	l.until(instance.Ready)
+	dir := t.TempDir() + "/one"
+	req := control.SnapshotRequest{Dir: dir, Workspace: true}
+	if err := l.client.Snapshot(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{"root.qcow2": "the disk", "workspace/file": "of the project"} {
+		if got, err := os.ReadFile(dir + "/" + file); string(got) != want {
+			t.Errorf("%s: %q, %v", file, got, err)
+		}
+	}
+	if err := l.client.Snapshot(t.Context(), req); err == nil || !strings.Contains(err.Error(), "file exists") {
+		t.Errorf("over another: %v", err)
+	}
+	if s := l.until(instance.Ready); s.Reason != "" {
+		t.Errorf("status %+v", s)
+	}
+	if want := []string{"pause", "resume", "pause", "resume"}; !slices.Equal(*w.machine.did, want) {
+		t.Errorf("did %q, want %q", *w.machine.did, want)
 	}
 }
