@@ -74,7 +74,7 @@ type build struct {
 
 // prepare writes what the programs of the build read.
 func (b *build) prepare(ctx context.Context) error {
-	for _, system := range []fs.FS{recipeFS, buildFS} {
+	for _, system := range []fs.FS{recipeFS, buildFS, driverFS} {
 		if err := copyFS(b.in(""), system); err != nil {
 			return err
 		}
@@ -87,6 +87,10 @@ func (b *build) prepare(ctx context.Context) error {
 		packages := b.plan.spec.Packages
 		if b.plan.spec.Node == NodeDebian {
 			packages = append(slices.Clone(packages), "nodejs")
+		}
+		if d := b.plan.driver; d != nil {
+			packages = append(slices.Clone(packages), d.packages()...)
+			files["driver-sources"] = d.sources()
 		}
 		files["packages"] = strings.Join(packages, "\n")
 	}
@@ -168,9 +172,14 @@ func (b *build) unpackBase(ctx context.Context) error {
 
 // extend installs what the layer adds.
 func (b *build) extend(ctx context.Context) error {
-	args := []string{
-		"--variant=custom", "--skip=check/empty",
-		`--customize-hook=` + shellQuote(b.in("build/layer.sh")) + ` "$1" ` + shellQuote(b.in("")),
+	args := []string{"--variant=custom", "--skip=check/empty"}
+	driver := b.plan.driver
+	if driver != nil {
+		args = append(args, `--customize-hook=`+shellQuote(b.in("drivers/sources.sh"))+` "$1" `+shellQuote(b.in("")))
+	}
+	args = append(args, `--customize-hook=`+shellQuote(b.in("build/layer.sh"))+` "$1" `+shellQuote(b.in("")))
+	if driver != nil && driver.Kernel != "" {
+		args = append(args, `--customize-hook=`+shellQuote(b.in("recipe/initrd.sh"))+` "$1" `+shellQuote(b.out(initrdName)))
 	}
 	// mmdebstrap copies the host's where the tree has none.
 	for _, name := range []string{"/etc/resolv.conf", "/etc/hostname"} {
@@ -178,7 +187,7 @@ func (b *build) extend(ctx context.Context) error {
 			args = append(args, `--customize-hook=rm -f "$1`+name+`"`)
 		}
 	}
-	if len(b.plan.spec.Packages) == 0 && b.plan.spec.Node != NodeDebian {
+	if len(b.plan.spec.Packages) == 0 && b.plan.spec.Node != NodeDebian && driver == nil {
 		args = append(args, "--skip=update")
 	}
 	return b.mmdebstrap(ctx, append(args, "", b.tree())...)
@@ -241,8 +250,12 @@ func (b *build) takeKernel(context.Context) error {
 	return copyFile(b.out(kernelName), found[0])
 }
 
-// linkKernel gives a layer the base's kernel and ram disk: the same files.
-func (b *build) linkKernel(context.Context) error {
+// linkKernel gives a layer the base's kernel and ram disk: the same files. A
+// driver's own kernel comes from the tree.
+func (b *build) linkKernel(ctx context.Context) error {
+	if b.plan.driver != nil && b.plan.driver.Kernel != "" {
+		return b.takeKernel(ctx)
+	}
 	b.manifest.Kernel, b.manifest.Cmdline = b.base.Manifest.Kernel, b.base.Manifest.Cmdline
 	for _, name := range []string{kernelName, initrdName} {
 		if err := os.Link(b.base.file(name), b.out(name)); err != nil {

@@ -22,6 +22,8 @@ import (
 const (
 	baseSpace  = 2 << 30
 	layerSpace = 3 << 30
+
+	driverSpace = 6 << 30 // of a layer with a driver, whose modules may have to be built
 )
 
 const (
@@ -109,6 +111,9 @@ func (c *Cache) ensure(ctx context.Context, id string, j job, p Progress) (*Imag
 	space := int64(baseSpace)
 	if j.base != nil {
 		space = layerSpace
+	}
+	if j.plan.driver != nil {
+		space = driverSpace
 	}
 	if err := requireSpace(c.dir, space); err != nil {
 		return nil, fmt.Errorf("build image %s: %w", id, err)

@@ -36,6 +36,7 @@ const npmToolVersion = "10.9.9"
 type plan struct {
 	entry    Entry
 	spec     Spec // normal form
+	driver   *Driver
 	arch     string
 	mirror   string
 	recipe   string // digest
@@ -58,11 +59,15 @@ func newPlan(spec Spec, mirror string) (plan, error) {
 	if err != nil {
 		return plan{}, err
 	}
+	asked := spec
 	spec, err = spec.normal()
 	if err != nil {
 		return plan{}, fmt.Errorf("image %s: %w", spec.Image, err)
 	}
 	p := plan{entry: entry, spec: spec, arch: debianArch(), mirror: mirror}
+	if p.driver, err = driverOf(asked); err != nil {
+		return plan{}, fmt.Errorf("image %s: %w", spec.Image, err)
+	}
 	if p.recipe, err = hashFS(recipeFS); err != nil {
 		return plan{}, err
 	}
@@ -74,6 +79,13 @@ func newPlan(spec Spec, mirror string) (plan, error) {
 			return plan{}, err
 		}
 		p.layerKey = key("layer", p.baseKey, steps, npmToolVersion, spec)
+		if p.driver != nil {
+			script, err := driverFS.ReadFile("drivers/sources.sh")
+			if err != nil {
+				return plan{}, err
+			}
+			p.layerKey = key("driver", p.layerKey, p.driver, p.driver.commands(), script)
+		}
 		p.layerID = entry.Name + "-" + p.layerKey[:12]
 	}
 	return p, nil

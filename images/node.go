@@ -37,6 +37,9 @@ func (b *build) fetchNode(ctx context.Context) error {
 		}
 	}
 	b.manifest.NPM = spec.NPM
+	if b.plan.driver != nil {
+		spec.Run = append(b.plan.driver.commands(), spec.Run...)
+	}
 	return b.writeInput(map[string]string{
 		"install.sh": installScript(spec, b.net),
 		"ca.pem":     string(b.net.cas),

@@ -21,6 +21,11 @@ type Spec struct {
 	Node     string       `json:"node,omitempty"`     // "", NodeDebian or an exact version such as 22.23.3
 	NPM      []NPMPackage `json:"npm,omitempty"`      // installed globally under /usr/local
 	Run      []string     `json:"run,omitempty"`      // shell commands, as root, with network, after all else
+	Driver   string       `json:"driver,omitempty"`   // for cards, see [Drivers]
+
+	// Accept names the drivers whose licences the user has agreed to. It
+	// decides whether the image may be had, not what is in it.
+	Accept []string `json:"-"`
 }
 
 // NodeDebian asks for the distribution's own Node.js. It is what an empty
@@ -50,13 +55,13 @@ var (
 
 // layered reports whether the spec asks for more than a base image.
 func (s Spec) layered() bool {
-	return len(s.Packages)+len(s.NPM)+len(s.Run) > 0 || s.Node != ""
+	return len(s.Packages)+len(s.NPM)+len(s.Run) > 0 || s.Node != "" || s.Driver != ""
 }
 
 // normal returns the spec in the one form that stands for every way to write
 // the same wish, so that equal wishes share a key. Run keeps its order.
 func (s Spec) normal() (Spec, error) {
-	out := Spec{Image: s.Image, Node: s.Node, Run: slices.Clone(s.Run)}
+	out := Spec{Image: s.Image, Node: s.Node, Run: slices.Clone(s.Run), Driver: s.Driver}
 	for _, p := range s.Packages {
 		if !debianPackage.MatchString(p) {
 			return Spec{}, invalid("%q is not the name of a Debian package", p)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -137,6 +138,9 @@ func contentOf(img *images.Image) string {
 		return fmt.Sprintf("base, %d packages", len(m.Packages))
 	}
 	var parts []string
+	if m.Spec.Driver != "" {
+		parts = append(parts, "driver "+m.Spec.Driver)
+	}
 	parts = append(parts, m.Spec.Packages...)
 	for _, p := range m.NPM {
 		parts = append(parts, p.Name+"@"+p.Version)
@@ -185,6 +189,8 @@ is there already is not built again.`,
 			}
 			want := lifecycle.ImageSpec(p, m.Home, profile)
 			want.Packages = append(want.Packages, spec.Packages...)
+			want.Driver = cmp.Or(spec.Driver, want.Driver)
+			want.Accept = append(want.Accept, spec.Accept...)
 			begun := time.Now()
 			report, done := a.newReport()
 			img, err := cache.Ensure(cmd.Context(), want, report)
@@ -201,6 +207,8 @@ is there already is not built again.`,
 	}
 	cmd.Flags().StringVar(&agentName, "agent", "", "bake in this agent")
 	cmd.Flags().StringSliceVar(&spec.Packages, "package", nil, "bake in this package of the distribution")
+	cmd.Flags().StringVar(&spec.Driver, "driver", "", "bake in this driver for cards: nvidia, amd or intel")
+	cmd.Flags().StringSliceVar(&spec.Accept, "accept", nil, "agree to the licence of this driver, which you have read")
 	cmd.Flags().BoolVar(&a.json, "json", false, "print events and the result as JSON")
 	return cmd
 }

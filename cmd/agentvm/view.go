@@ -39,7 +39,8 @@ type view struct {
 	Processes map[string]int    `json:"processes,omitempty"`
 	Console   []string          `json:"console,omitempty"`
 	Created   time.Time         `json:"created,omitzero"`
-	Disk      int64             `json:"disk,omitempty"` // bytes that the instance takes on the host
+	Cards     []string          `json:"guestCards,omitempty"` // the guest's own word on them
+	Disk      int64             `json:"disk,omitempty"`       // bytes that the instance takes on the host
 }
 
 func viewOf(spec instance.Spec, s instance.Status) view {
@@ -124,12 +125,13 @@ func (a *app) lsCommand() *cobra.Command {
 func (a *app) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status [NAME]", Short: "Show how a machine is, and why", Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeOneName,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			inst, err := a.target(args)
 			if err != nil {
 				return err
 			}
 			v := look(inst)
+			v.Cards = a.guestCards(cmd.Context(), inst, v)
 			if a.json {
 				err = json.NewEncoder(a.stdout).Encode(v)
 			} else {
@@ -171,6 +173,9 @@ func (a *app) showStatus(v view) error {
 			row("share", "%s at %s, %s", oneLine(s.Source), oneLine(s.Target), access)
 		}
 		row("may reach", "%s", reach(v.Network))
+	}
+	for _, line := range v.Cards {
+		row("guest's cards", "%s", line)
 	}
 	for _, name := range []string{"supervisor", "qemu"} {
 		if pid, ok := v.Processes[name]; ok {

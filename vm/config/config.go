@@ -76,6 +76,8 @@ type Provision struct {
 	Packages []string `yaml:"packages,omitempty"` // distribution packages, baked into an image layer
 	NPM      []string `yaml:"npm,omitempty"`      // npm packages as name@version, baked likewise
 	Run      []string `yaml:"run,omitempty"`      // shell commands, run once as the agent in the workspace
+	Driver   string   `yaml:"driver,omitempty"`   // of a card, baked likewise; see images.Drivers
+	Accept   []string `yaml:"accept,omitempty"`   // drivers whose licences the project's owner agrees to
 }
 
 // Network is the egress policy. Nothing else leaves.

@@ -50,6 +50,8 @@ func TestMistakesHaveAPlace(t *testing.T) {
 		{"service port", "version: 1\nnetwork:\n  services:\n    - {name: a, port: 70000, target: \"x:1\"}\n", "agentvm.yaml:4:23: port must be", ""},
 		{"env name", "version: 1\nagent: {env: [\"A=B\"]}\n", `agentvm.yaml:2:15: "A=B" is not a variable's name`, ""},
 		{"variable's name", "version: 1\nenv: {OK: a, A-B: b, A-C: c}\n", `agentvm.yaml:2:6: "A-B" is not a variable's name`, ""},
+		{"driver", "version: 1\nprovision: {driver: \"a b\"}\n", `agentvm.yaml:2:21: "a b" is not a driver's name`, "nvidia"},
+		{"licence", "version: 1\nprovision: {accept: [nvidia, \"\"]}\n", `agentvm.yaml:2:30: "" is not a driver's name`, ""},
 		{"two documents", "version: 1\n---\nversion: 1\n", "agentvm.yaml: the file has more than one document", ""},
 		{"empty", "", "agentvm.yaml: the file is empty", "run agentvm init"},
 		{"only a comment", "# nothing\n", "agentvm.yaml: the file is empty", "run agentvm init"},

@@ -170,6 +170,7 @@ func (d *document) errorAt(path, msg, hint string) error {
 var (
 	packageRE     = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
 	npmRE         = regexp.MustCompile(`^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*@[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]*$`)
+	driverRE      = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`)
 	serviceNameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 )
 
@@ -211,6 +212,13 @@ func (d *document) check(c Config) error {
 	}
 	for i, pkg := range c.Provision.NPM {
 		rules = append(rules, rule{npmRE.MatchString(pkg), fmt.Sprintf("$.provision.npm[%d]", i), fmt.Sprintf("%q does not name an exact version", pkg), "write name@1.2.3, so that everyone gets the same"})
+	}
+	for i, name := range append([]string{c.Provision.Driver}, c.Provision.Accept...) {
+		at := "$.provision.driver"
+		if i > 0 {
+			at = fmt.Sprintf("$.provision.accept[%d]", i-1)
+		}
+		rules = append(rules, rule{driverRE.MatchString(name) || i == 0 && name == "", at, fmt.Sprintf("%q is not a driver's name", name), "nvidia, amd or intel"})
 	}
 	for i, allow := range c.Network.Allow {
 		_, err := network.ParseRule(allow)

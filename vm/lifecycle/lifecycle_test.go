@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -275,8 +276,11 @@ func TestNotEnoughMemory(t *testing.T) {
 }
 
 func TestImageSpec(t *testing.T) {
-	p := Project{Dir: "/p", Config: parse(t, "version: 1\nprovision: {packages: [ripgrep], npm: [\"@scope/tool@1.2.3\"]}\n")}
+	p := Project{Dir: "/p", Config: parse(t, "version: 1\nprovision: {packages: [ripgrep], npm: [\"@scope/tool@1.2.3\"], driver: nvidia, accept: [nvidia]}\n")}
 	s := ImageSpec(p, "/home/ada", profile(t, "pi"))
+	if s.Driver != "nvidia" || !slices.Equal(s.Accept, []string{"nvidia"}) {
+		t.Errorf("%+v", s)
+	}
 	if s.Image != "debian-13" || s.Packages[0] != "ripgrep" || len(s.NPM) != 2 || s.NPM[1] != (images.NPMPackage{Name: "@scope/tool", Version: "1.2.3"}) || s.Node != "" {
 		t.Errorf("%+v", s)
 	}

@@ -184,7 +184,7 @@ func ImageSpec(p Project, home string, profile agent.Profile) images.Spec {
 	if strings.ContainsRune(c.Image, '/') || strings.HasPrefix(c.Image, "~") {
 		c.Image = absolute(p.Dir, home, c.Image)
 	}
-	spec := images.Spec{Image: c.Image, Packages: slices.Clone(c.Provision.Packages)}
+	spec := images.Spec{Image: c.Image, Packages: slices.Clone(c.Provision.Packages), Driver: c.Provision.Driver, Accept: c.Provision.Accept}
 	spec.Packages = append(spec.Packages, profile.Install.Packages...)
 	for _, pkg := range profile.Install.NPM {
 		spec.NPM = append(spec.NPM, images.NPMPackage{Name: pkg.Name, Version: pkg.Version, Scripts: pkg.Scripts})
