@@ -154,7 +154,8 @@ func (m *Manager) record(j *Journal, step Step) error {
 		return fmt.Errorf("write the journal of %s: %w", j.Address, err)
 	}
 	// renameio syncs the file before it renames it; the name is ours to sync.
-	if err := renameio.WriteFile(m.journalPath(j.Address), append(data, '\n'), 0o644); err != nil {
+	// It would make the file in $TMPDIR, which can be anybody's to replace it in.
+	if err := renameio.WriteFile(m.journalPath(j.Address), append(data, '\n'), 0o644, renameio.WithTempDir(m.dir())); err != nil {
 		return fmt.Errorf("write the journal of %s: %w", j.Address, err)
 	}
 	if err := syncDir(m.dir()); err != nil {

@@ -133,6 +133,9 @@ func companion(d *gpu.Device) bool {
 	return slices.Contains([]uint32{0x0403, 0x0c03, 0x0c80}, d.Class>>8)
 }
 
+// callerVariables are what sudo and pkexec set.
+var callerVariables = []string{"SUDO_UID", "PKEXEC_UID"}
+
 // lookup finds the caller by what sudo or pkexec, which both set their
 // variable themselves, says. Neither: root called by itself.
 func lookup(getenv func(string) string) (caller, error) {

@@ -15,6 +15,7 @@
 //   - A device goes to the user who asked. Another's is not given back.
 //   - Each request is in the audit log before anything is done, and its result
 //     after it. Where the log cannot be written, nothing is done.
-//   - Nothing of the caller's surroundings counts: environment, limits, working
-//     directory, umask, or signals of their terminal that stop a process.
+//   - Nothing of the caller's surroundings counts: environment, limits, control
+//     group, working directory, umask, or signals of their terminal that stop
+//     a process.
 package helper

@@ -29,7 +29,12 @@ const (
 // Main serves one request on standard input, answers on standard output and
 // returns the exit code: 0 where there is an answer.
 func Main(args []string) int {
-	s := server{host: gpu.Host{Root: "/"}, getenv: os.Getenv, owner: 0}
+	said := map[string]string{}
+	for _, name := range callerVariables {
+		said[name] = os.Getenv(name)
+	}
+	os.Clearenv() // $TMPDIR and the like are the caller's
+	s := server{host: gpu.Host{Root: "/"}, getenv: func(name string) string { return said[name] }, owner: 0}
 	err := s.harden(args)
 	if err == nil {
 		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
@@ -83,6 +88,9 @@ func (s server) harden(args []string) error {
 	// answer that nobody reads must not end us.
 	signal.Ignore(unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGPIPE, unix.SIGXFSZ)
 	unix.Umask(0o022)
+	// Users can freeze a control group of theirs, and us in it, with the host's
+	// lock. Where there is only the old hierarchy there is nothing to leave.
+	_ = os.WriteFile("/sys/fs/cgroup/cgroup.procs", []byte("0"), 0)
 	return os.Chdir("/")
 }
 
