@@ -1,5 +1,7 @@
 package vm
 
+import "cmp"
+
 // Machine is the hardware of one virtual machine, described without a word of
 // any backend: the direct QEMU backend renders it as arguments, another may
 // render it as XML. Every path is absolute. Whoever builds a Machine has
@@ -31,6 +33,17 @@ type Machine struct {
 	// MemoryFile backs guest RAM with this file instead of an anonymous
 	// memfd. Both are shared mappings, which vhost-user devices need.
 	MemoryFile string
+
+	// Slots are the host's PCI devices that the machine has to itself. All of its
+	// memory stays where it is then, because devices reach it by its address.
+	Slots []Slot
+
+	// HugePages is the size of the host's pages that guest memory lies in, in
+	// bytes, taken from those set aside for that; 0: the usual ones.
+	HugePages int64
+
+	// Near is the part of the host that memory and CPUs come from; nil: any.
+	Near *Node
 
 	// Saved is a directory of package saved, to go on from instead of booting:
 	// the machine starts paused, and without its shares, which are plugged in
@@ -87,6 +100,52 @@ type NIC struct {
 	MAC    string
 	Socket string
 	MTU    int // told to the guest's driver; 0: the guest's default
+}
+
+// Slot is a PCI device of the host, with those of its functions that the guest
+// sees, together, in a port of their own.
+type Slot struct {
+	Functions []Function // by address, at least one
+}
+
+// Function is one function of a PCI device, or a mediated device.
+type Function struct {
+	Address  string // domain:bus:device.function on the host; empty: mediated
+	Mediated string // UUID of a mediated device (the kernel's vfio-mediated-device.rst)
+	ID       string // vendor:device in four hexadecimal digits each; may be empty
+	Name     string // for people; may be empty
+	Group    string // IOMMU group's number
+	Regions  []Region
+	ROM      string // file to show as its option ROM
+	HideROM  bool   // show none: computing needs none, and firmware would run it
+}
+
+// Title names the function to people.
+func (f Function) Title() string { return cmp.Or(f.Name, f.ID, f.Mediated) }
+
+// Region is memory of a function that the guest sees in its address space.
+type Region struct {
+	Size         int64 // bytes, a power of two
+	Bits64       bool
+	Prefetchable bool
+}
+
+// Mapped is the size of all memory of devices that the guest sees, in bytes.
+func (m Machine) Mapped() (size int64) {
+	for _, s := range m.Slots {
+		for _, f := range s.Functions {
+			for _, r := range f.Regions {
+				size += r.Size
+			}
+		}
+	}
+	return size
+}
+
+// Node is a NUMA node of the host.
+type Node struct {
+	ID   int
+	CPUs []int
 }
 
 // Owner is a numeric user and group on the host.

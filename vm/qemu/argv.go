@@ -19,7 +19,7 @@ func Argv(m vm.Machine, caps Caps) ([]string, error) {
 	a.platform(m, caps)
 	a.boot(m, caps)
 	a.control(m)
-	a.basics(caps)
+	a.basics(m, caps)
 	for i, n := range m.NICs {
 		a.nic(i, n)
 	}
@@ -29,6 +29,7 @@ func Argv(m vm.Machine, caps Caps) ([]string, error) {
 	for i := range m.Ports {
 		a.option("-device", "pcie-root-port", "id", port(i), "chassis", i+1, "slot", i+1)
 	}
+	a.devices(m, caps)
 	if m.Saved != "" {
 		a.add("-incoming", "defer") // Restore says from where
 		return a.argv, nil
@@ -74,14 +75,8 @@ func (a *args) platform(m vm.Machine, caps Caps) {
 	a.option("-machine", caps.Machine, pairs...)
 	a.accel(m, caps)
 	a.option("-smp", "", "cpus", m.CPUs, "sockets", 1, "cores", m.CPUs, "threads", 1)
-	size := fmt.Sprintf("%dM", m.Memory>>20)
-	a.option("-m", "", "size", size)
-	// vhost-user servers map guest memory, so it must be shared.
-	if m.MemoryFile != "" {
-		a.option("-object", "memory-backend-file", "id", "mem", "size", size, "mem-path", m.MemoryFile, "share", true)
-	} else {
-		a.option("-object", "memory-backend-memfd", "id", "mem", "size", size, "share", true)
-	}
+	a.option("-m", "", "size", fmt.Sprintf("%dM", m.Memory>>20))
+	a.memory(m)
 }
 
 // translationMiB bounds the translated guest code that emulation keeps, which
@@ -95,6 +90,10 @@ func (a *args) accel(m vm.Machine, caps Caps) {
 		a.add("-accel", "kvm")
 		if model == "" {
 			model = "host"
+		}
+		if len(m.Slots) > 0 {
+			// Large cards lie beyond the terabyte that guests have by default.
+			model += ",host-phys-bits=on"
 		}
 		// A guest that lost timer ticks while it did not run gets no storm of them.
 		a.option("-global", "", "kvm-pit.lost_tick_policy", "delay")
@@ -142,10 +141,11 @@ func (a *args) control(m vm.Machine) {
 }
 
 // basics are the small devices that every machine has.
-func (a *args) basics(caps Caps) {
+func (a *args) basics(m vm.Machine, caps Caps) {
 	a.option("-object", "rng-builtin", "id", "rng")
 	a.option("-device", "virtio-rng-pci", "rng", "rng", "disable-legacy", true)
-	if caps.HasDevice("virtio-balloon-pci") {
+	// What a device of the host may reach cannot be given back.
+	if caps.HasDevice("virtio-balloon-pci") && len(m.Slots) == 0 {
 		// Never inflated; it tells the host which memory the guest has
 		// freed. After a short busy spell that is a fifth of QEMU's RSS.
 		a.option("-device", "virtio-balloon-pci", "free-page-reporting", true, "disable-legacy", true)

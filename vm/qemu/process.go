@@ -24,6 +24,8 @@ type Options struct {
 	Groups     []int      // supplementary groups with RunAs, for /dev/kvm say
 	LogFile    string     // receives stderr, bounded; "" for none
 	ExtraFiles []*os.File // become file descriptors 3, 4, ...
+	Lock       uint64     // bytes of memory that it may lock; 0: as this process
+	CPUs       []int      // of the host, that it runs on; none: all
 }
 
 // Process is a running QEMU. The kernel kills it when the process that
@@ -62,7 +64,7 @@ func Start(ctx context.Context, argv []string, opts Options) (*Process, error) {
 	}
 	p := &Process{cmd: cmd, log: log, done: make(chan struct{})}
 	started := make(chan error, 1)
-	go p.keep(started)
+	go p.keep(opts, started)
 	if err := <-started; err != nil {
 		log.close()
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
@@ -81,10 +83,14 @@ func credential(owner vm.Owner, groups []int) *syscall.Credential {
 // keep starts the process and waits for its end on one OS thread: Linux sends
 // the parent-death signal when the *thread* that forked ends, and Go ends
 // threads as it likes (golang.org/issue/27505).
-func (p *Process) keep(started chan<- error) {
+func (p *Process) keep(opts Options, started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := p.cmd.Start(); err != nil {
+	if err := p.startLent(opts); err != nil {
+		if p.cmd.Process != nil { // it runs, and this process could not be put back
+			_ = p.cmd.Process.Kill()
+			_ = p.cmd.Wait()
+		}
 		started <- err
 		return
 	}

@@ -1,0 +1,171 @@
+package qemu
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/agentvm/agentvm/vm"
+)
+
+const (
+	kib = int64(1) << 10
+	mib = kib << 10
+	gib = mib << 10
+)
+
+func pref(size int64) vm.Region    { return vm.Region{Size: size, Bits64: true, Prefetchable: true} }
+func plain64(size int64) vm.Region { return vm.Region{Size: size, Bits64: true} }
+func plain32(size int64) vm.Region { return vm.Region{Size: size} }
+
+func card(address string, regions ...vm.Region) vm.Slot {
+	return vm.Slot{Functions: []vm.Function{{Address: address, Regions: regions, HideROM: true}}}
+}
+
+// Real cards, from what people have shown of them.
+var (
+	// Turing with audio, USB and UCSI: github.com/cloud-hypervisor/cloud-hypervisor/issues/4353
+	turing = vm.Slot{Functions: []vm.Function{
+		{Address: "0000:65:00.0", Regions: []vm.Region{plain32(16 * mib), pref(256 * mib), pref(32 * mib)}},
+		{Address: "0000:65:00.1", Regions: []vm.Region{plain32(16 * kib)}, HideROM: true},
+		{Address: "0000:65:00.2", Regions: []vm.Region{pref(256 * kib), pref(64 * kib)}, HideROM: true},
+		{Address: "0000:65:00.3", Regions: []vm.Region{plain32(4 * kib)}, HideROM: true},
+	}}
+	// A100 PCIe: github.com/kata-containers/kata-containers/pull/4358
+	a100 = card("0000:d8:00.0", plain32(16*mib), pref(64*gib), pref(32*mib))
+	// H100 SXM: github.com/fastfetch-cli/fastfetch/issues/1658
+	h100 = card("0000:3b:00.0", pref(16*mib), pref(128*gib), pref(32*mib))
+	// Arc A770: github.com/ProjectPhysX/OpenCL-Benchmark/pull/19
+	arc = vm.Slot{Functions: []vm.Function{{Address: "0000:03:00.0", Regions: []vm.Region{plain64(16 * mib), pref(16 * gib)}, ROM: "/roms/arc, new.rom"}}}
+	// A virtual function of Alder Lake's graphics: github.com/stefanpartheym/archlinux-ipu6-webcam/pull/42
+	vf = card("0000:00:02.3", plain64(16*mib), pref(512*mib))
+	// MI300X: BARs as documented for its kind (rocm.docs.amd.com, how-to/Bar-Memory), the largest as its memory of 192 GiB makes it.
+	mi300x = card("0000:05:00.0", pref(256*gib), pref(2*mib), plain32(512*kib))
+	mdev   = vm.Slot{Functions: []vm.Function{{Mediated: "c2177883-f1bb-47f0-914d-32a22e3a8804", HideROM: true}}}
+)
+
+// h200s is a whole board, by the addresses of
+// github.com/bigstack-oss/cubecos/issues/259: eight cards, whose 141 GB make their
+// largest BAR one of 256 GiB and the others like H100's, and the NVSwitches.
+func h200s() (slots []vm.Slot) {
+	for _, bus := range []string{"18", "2a", "3a", "5d", "9a", "ab", "ba", "db"} {
+		slots = append(slots, card("0000:"+bus+":00.0", pref(16*mib), pref(256*gib), pref(32*mib)))
+	}
+	for bus := 5; bus <= 8; bus++ {
+		slots = append(slots, card(fmt.Sprintf("0000:%02x:00.0", bus), pref(32*mib)))
+	}
+	return slots
+}
+
+func deviceMachine(slots ...vm.Slot) vm.Machine {
+	m := testMachine()
+	m.Accel, m.Slots = vm.AccelKVM, slots
+	return m
+}
+
+func deviceCaps() Caps {
+	c := testCaps()
+	c.Devices = append(c.Devices, "vfio-pci")
+	return c
+}
+
+func TestDevicesGolden(t *testing.T) {
+	for name, tt := range map[string]struct {
+		slots  []vm.Slot
+		change func(*vm.Machine, *Caps)
+	}{
+		"turing": {[]vm.Slot{turing}, nil},
+		"a100":   {[]vm.Slot{a100}, nil},
+		"h100-iommufd": {[]vm.Slot{h100}, func(_ *vm.Machine, c *Caps) {
+			c.IOMMUFD, c.Objects = true, append(c.Objects, "iommufd")
+		}},
+		"h200-board-uefi": {h200s(), func(m *vm.Machine, _ *Caps) {
+			m.Boot = vm.Boot{Firmware: vm.FirmwareUEFI, VarsFile: "/s/vars.fd"}
+			m.HugePages, m.Near, m.Memory = 1<<30, &vm.Node{ID: 1, CPUs: []int{8, 9}}, 64<<30
+		}},
+		"mi300x": {[]vm.Slot{mi300x}, func(m *vm.Machine, _ *Caps) { m.Near = &vm.Node{} }},
+		"arc":    {[]vm.Slot{arc}, nil},
+		"vf":     {[]vm.Slot{vf}, nil},
+		"mdev":   {[]vm.Slot{mdev}, nil},
+		"card-emulated": {[]vm.Slot{turing, a100}, func(m *vm.Machine, _ *Caps) {
+			m.Accel = vm.AccelTCG // whose processors have addresses of 40 bits
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, caps := deviceMachine(tt.slots...), deviceCaps()
+			if tt.change != nil {
+				tt.change(&m, &caps)
+			}
+			argv, err := Argv(m, caps)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, argv)
+			if line := strings.Join(argv, " "); strings.Contains(line, "balloon") || strings.Contains(line, "mem-path") {
+				t.Error("memory that a device reaches is in a file or may be given back")
+			}
+		})
+	}
+}
+
+func TestDevicesRefused(t *testing.T) {
+	for name, change := range map[string]func(*vm.Machine){
+		"address":       func(m *vm.Machine) { m.Slots = []vm.Slot{card("01:00.0")} },
+		"option":        func(m *vm.Machine) { m.Slots = []vm.Slot{card("0000:01:00.0,x-vga=on")} },
+		"UUID":          func(m *vm.Machine) { m.Slots[0].Functions[0] = vm.Function{Mediated: "../x"} },
+		"both":          func(m *vm.Machine) { m.Slots[0].Functions[0].Mediated = mdev.Functions[0].Mediated },
+		"neither":       func(m *vm.Machine) { m.Slots[0].Functions[0].Address = "" },
+		"twice":         func(m *vm.Machine) { m.Slots = append(m.Slots, m.Slots[0]) },
+		"no function":   func(m *vm.Machine) { m.Slots[0].Functions = nil },
+		"size":          func(m *vm.Machine) { m.Slots[0].Functions[0].Regions[0].Size = 3 },
+		"ROM":           func(m *vm.Machine) { m.Slots[0].Functions[0].ROM, m.Slots[0].Functions[0].HideROM = "rom", false },
+		"hidden ROM":    func(m *vm.Machine) { m.Slots[0].Functions[0].ROM = "/rom" },
+		"memory file":   func(m *vm.Machine) { m.MemoryFile = "/m" },
+		"saved":         func(m *vm.Machine) { m.Saved = "/saved" },
+		"part of pages": func(m *vm.Machine) { m.HugePages, m.Memory = 1<<30, 1536<<20 },
+		"node":          func(m *vm.Machine) { m.Near = &vm.Node{ID: -1} },
+		"too many":      func(m *vm.Machine) { m.Slots = append(h200s(), h200s()...) },
+	} {
+		m := deviceMachine(card("0000:01:00.0", pref(mib)))
+		change(&m)
+		if argv, err := Argv(m, deviceCaps()); err == nil {
+			t.Errorf("%s: made %v", name, argv)
+		}
+	}
+	if _, err := Argv(deviceMachine(a100), testCaps()); err == nil || !strings.Contains(err.Error(), "vfio-pci") {
+		t.Error("a QEMU without vfio-pci:", err)
+	}
+}
+
+func TestRoomForDevices(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		slots         []vm.Slot
+		reserve, hole int64
+	}{
+		{"turing", []vm.Slot{turing}, 512 * mib, gib},
+		{"a100", []vm.Slot{a100}, 128 * gib, 256 * gib}, // 32 MiB more than 64 GiB
+		{"h200s", h200s(), 512 * gib, 9*512*gib + 4*32*mib},
+		{"no 64-bit region", []vm.Slot{card("0000:01:00.0", plain32(mib))}, 0, 0},
+		{"mdev", []vm.Slot{mdev}, 0, 0},
+	} {
+		if r, h := reserve(tt.slots[0]), hole64(vm.Machine{Slots: tt.slots}); r != tt.reserve || h != tt.hole {
+			t.Errorf("%s: %d and %d, want %d and %d", tt.name, r, h, tt.reserve, tt.hole)
+		}
+	}
+}
+
+func TestLockedMemory(t *testing.T) {
+	m := deviceMachine(a100)
+	if n := LockedMemory(m, deviceCaps()); n != uint64(5*gib) {
+		t.Error(n)
+	}
+	caps := deviceCaps()
+	caps.IOMMUFD, caps.Objects = true, append(caps.Objects, "iommufd")
+	if n := LockedMemory(m, caps); n != uint64(5*gib+64*gib+48*mib) {
+		t.Error(n)
+	}
+	if n := LockedMemory(testMachine(), deviceCaps()); n != 0 {
+		t.Error(n)
+	}
+}
