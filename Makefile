@@ -26,7 +26,7 @@ VERSION  := $(patsubst v%,%,$(shell git describe --tags --dirty --match 'v[0-9]*
 LDFLAGS  := $(if $(VERSION),-ldflags '-X main.version=$(VERSION)')
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-demo deps-test build install demo test test-unit test-user lint bench completion clean
+.PHONY: help deps deps-demo deps-test build install demo test test-unit test-user test-gpu lint bench completion clean
 
 help: ## say what can be made
 	@echo 'usage: make TARGET'
@@ -68,6 +68,11 @@ test-unit: ## run the tests that take seconds: no VM, no image
 
 test-user: deps-test ## run all tests as an ordinary user (as root: a throwaway one)
 	@.ci/test-user
+
+test-gpu: deps-test ## give a machine a card of a host that is a machine with an IOMMU: no GPU needed
+	$(GO) test -race -timeout $(TIMEOUT) ./gpu/...
+	$(GO) test -race -timeout $(TIMEOUT) -v -run 'Rig' ./cmd/agentvm
+	$(GO) test -race -timeout $(TIMEOUT) -run 'Devices|Room|Lock|LargeRegions|NearMemory|HugePages' ./vm/...
 
 lint: ## vet, staticcheck, formatting, tidiness, known vulnerabilities
 	@.ci/lint

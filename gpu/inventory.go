@@ -95,7 +95,8 @@ func (d *Device) IsSwitch() bool { return d.Class>>8 == 0x0680 }
 
 // Inventory is what a host has, at one moment.
 type Inventory struct {
-	Devices []*Device // every PCI function, by address
+	Devices  []*Device // every PCI function, by address
+	Mediated []Mdev    // by UUID
 
 	IOMMU         bool   // there are IOMMU groups
 	CPUVendor     string // GenuineIntel, AuthenticAMD, …
@@ -171,6 +172,7 @@ func (h Host) Inventory() (*Inventory, error) {
 		d.Variant = variants.best(d.Modalias)
 		inv.Devices = append(inv.Devices, d)
 	}
+	inv.Mediated = h.mediated()
 	gpus := inv.GPUs()
 	h.nameDevices(gpus)
 	h.findHolders(inv)

@@ -151,6 +151,10 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 		Hardware: func(ctx context.Context, m vm.Machine) (string, error) {
 			return hardware(ctx, store.Dirs.Cache, m)
 		},
+		ChooseDevices: func(ctx context.Context, want config.GPU, memory int64) (lifecycle.Devices, error) {
+			return chooseDevices(ctx, a.gpuHost(), store.Dirs.Cache, want, memory)
+		},
+		RecoverDevices: func(ctx context.Context) ([]string, error) { return recoverDevices(ctx, a.gpuHost()) },
 		Images: func() (*images.Cache, error) {
 			if err := store.Dirs.Make(); err != nil {
 				return nil, err

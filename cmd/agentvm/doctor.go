@@ -69,18 +69,21 @@ func (a *app) showFindings(findings []vm.Finding) error {
 }
 
 // examine gathers every check's findings. It changes nothing but the status
-// of instances whose supervisor was killed.
+// of instances whose supervisor was killed, and gives the host the devices back
+// that those had.
 func (a *app) examine(ctx context.Context) ([]vm.Finding, error) {
 	dirs, err := a.dirs()
 	if err != nil {
 		return nil, err
 	}
+	machines := instances(instance.Store{Dirs: dirs}) // ends what is left of those
 	return distinct(
 		[]vm.Finding{platform(), runDirectory(dirs)},
 		qemu.Check(ctx, qemuBinary, qemu.AccelProbe{CacheDir: filepath.Join(dirs.Cache, "probes")}),
 		share.Check(ctx),
 		images.Check(dirs.Images()),
-		instances(instance.Store{Dirs: dirs}),
+		machines,
+		leftDevices(ctx, a.gpuHost()),
 		gpuJournals(a.gpuHost()),
 	), nil
 }

@@ -21,7 +21,7 @@ import (
 func (a *app) gpuCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "gpu", Short: "Look at this host's cards, take them from its drivers and give them back", Args: usageArgs(cobra.NoArgs),
 		Long: `Look at this host's graphics cards and accelerators, take them from the host's
-drivers and give them back. Giving one to a machine does not exist yet.
+drivers and give them back. A machine takes those that agentvm.yaml names by itself.
 
 DEVICE is a PCI address (01:00.0), vendor:device (10de:2330), a part or a pattern of
 the name, or auto: the best card that is free.`,

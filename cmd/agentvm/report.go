@@ -33,6 +33,7 @@ func (a *app) newReport() (r lifecycle.Report, close func()) {
 var startPhases = map[string]string{
 	"network":    "network",
 	"share":      "shares",
+	"devices":    "devices of the host",
 	"qemu":       "QEMU",
 	"ssh":        "guest answers over SSH",
 	"cloud-init": "cloud-init done",

@@ -140,7 +140,9 @@ func (a *app) showCommand(cmd *cobra.Command, m *lifecycle.Manager, res lifecycl
 		return err
 	}
 	machine := res.Spec.Machine
-	machine.MemoryFile = memoryFile
+	if len(machine.Slots) == 0 {
+		machine.MemoryFile = memoryFile
+	}
 	argv, err := qemu.Argv(machine, caps)
 	if err != nil {
 		return err

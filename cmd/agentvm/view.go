@@ -32,6 +32,7 @@ type view struct {
 	Memory    int64             `json:"memory,omitempty"`
 	Accel     string            `json:"accel,omitempty"`
 	Restored  bool              `json:"restored,omitempty"` // this run went on from a saved memory
+	Devices   []deviceView      `json:"devices,omitempty"`
 	Shares    []instance.Share  `json:"shares,omitempty"`
 	Network   *instance.Network `json:"network,omitempty"`
 	Warnings  []string          `json:"warnings,omitempty"`
@@ -43,11 +44,28 @@ type view struct {
 	Disk      int64             `json:"disk,omitempty"`       // bytes that the instance takes on the host
 }
 
+// deviceView is a function of a device of the host that the machine has, or
+// would have again where it runs no more.
+type deviceView struct {
+	Address  string `json:"address,omitempty"`
+	Mediated string `json:"mediated,omitempty"` // UUID of a mediated device, which has no address
+	Name     string `json:"name"`
+}
+
+func devicesOf(m vm.Machine) (list []deviceView) {
+	for _, s := range m.Slots {
+		for _, f := range s.Functions {
+			list = append(list, deviceView{Address: f.Address, Mediated: f.Mediated, Name: f.Title()})
+		}
+	}
+	return list
+}
+
 func viewOf(spec instance.Spec, s instance.Status) view {
 	v := view{
 		Name: spec.Name, State: s.State, Reason: s.Reason, Since: s.Since, Workspace: spec.Workspace, Mount: spec.Guest.Directory,
 		Agent: spec.Agent, Image: spec.Image, ImageID: spec.ImageID, CPUs: spec.Machine.CPUs, Memory: spec.Machine.Memory,
-		Accel: string(spec.Machine.Accel), Shares: spec.Shares, Network: &spec.Network, Warnings: s.Warnings, Phases: s.Phases,
+		Accel: string(spec.Machine.Accel), Devices: devicesOf(spec.Machine), Shares: spec.Shares, Network: &spec.Network, Warnings: s.Warnings, Phases: s.Phases,
 		Console: s.Console, Created: spec.Created, Restored: s.Restored,
 	}
 	if s.State.Live() {
@@ -164,6 +182,9 @@ func (a *app) showStatus(v view) error {
 		row("machine", "%d CPUs, %s memory, %s", v.CPUs, units.BytesSize(float64(v.Memory)), v.Accel)
 		if v.Restored {
 			row("started", "from a saved memory")
+		}
+		for _, d := range v.Devices {
+			row("device", "%s %s", d.Address+d.Mediated, d.Name)
 		}
 		for _, s := range v.Shares {
 			access := "read-write"

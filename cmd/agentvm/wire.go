@@ -231,29 +231,29 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string, trace supe
 	if err := makeVars(m, caps); err != nil {
 		return nil, err
 	}
-	// QEMU opens the memory by its number, as the user that it runs as.
-	memory, err := saved.NewMemory(m.Memory)
-	if err == nil && m.RunAs != nil {
-		err = memory.Chown(m.RunAs.UID, m.RunAs.GID)
+	opts := qemu.Options{RunAs: m.RunAs, LogFile: log, Lock: qemu.LockedMemory(m, caps)}
+	if m.Near != nil {
+		opts.CPUs = m.Near.CPUs
 	}
+	memory, err := newMemory(&m)
 	if err != nil {
 		return nil, err
 	}
-	m.MemoryFile = memoryFile
+	if memory != nil {
+		opts.ExtraFiles = []*os.File{memory}
+	}
 	argv, err := qemu.Argv(m, caps)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, closeMemory(memory))
 	}
 	p.log.Info("start", "command", qemu.CommandLine(argv))
-	opts := qemu.Options{RunAs: m.RunAs, LogFile: log, ExtraFiles: []*os.File{memory}}
 	if m.Accel == vm.AccelKVM {
 		opts.Groups = qemu.KVMGroups()
 	}
 	began := time.Now()
 	process, err := qemu.Start(ctx, argv, opts)
 	if err != nil {
-		memory.Close()
-		return nil, err
+		return nil, errors.Join(err, closeMemory(memory))
 	}
 	r := runningMachine{qemu: process, memory: memory, spec: m}
 	// QEMU gets ready while its memory is filled.
@@ -278,6 +278,27 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string, trace supe
 		return nil, err
 	}
 	return r, nil
+}
+
+// newMemory makes a machine's memory, which QEMU opens by its number, as the user
+// that it runs as. A machine with devices of the host has QEMU's own: nil.
+func newMemory(m *vm.Machine) (*os.File, error) {
+	if len(m.Slots) > 0 {
+		return nil, nil
+	}
+	m.MemoryFile = memoryFile
+	memory, err := saved.NewMemory(m.Memory)
+	if err == nil && m.RunAs != nil {
+		err = memory.Chown(m.RunAs.UID, m.RunAs.GID)
+	}
+	return memory, err
+}
+
+func closeMemory(memory *os.File) error {
+	if memory == nil {
+		return nil
+	}
+	return memory.Close()
 }
 
 func loadMemory(dir string, memory *os.File) (state []byte, err error) {
@@ -318,7 +339,7 @@ func makeVars(m vm.Machine, caps qemu.Caps) error {
 type runningMachine struct {
 	qemu    *qemu.Process
 	monitor *qmp.Client // nil until it is connected
-	memory  *os.File
+	memory  *os.File    // nil: QEMU's own
 	spec    vm.Machine
 }
 
@@ -338,7 +359,7 @@ func (m runningMachine) Kill() error {
 	if m.monitor != nil {
 		_ = m.monitor.Close() // it ended with the process
 	}
-	return m.memory.Close()
+	return closeMemory(m.memory)
 }
 
 func (m runningMachine) Plug(ctx context.Context, i int, s vm.Share) error {

@@ -36,6 +36,7 @@ type Config struct {
 	Mounts    []Mount           `yaml:"mounts,omitempty"`
 	Provision Provision         `yaml:"provision,omitempty"`
 	Network   Network           `yaml:"network,omitempty"`
+	GPU       GPU               `yaml:"gpu,omitempty"`
 	Git       Git               `yaml:"git,omitempty"`
 	Env       map[string]string `yaml:"env,omitempty"`
 }

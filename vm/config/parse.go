@@ -174,12 +174,14 @@ var (
 	serviceNameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 )
 
+// rule is what must hold of the value at a path.
+type rule struct {
+	ok              bool
+	path, msg, hint string
+}
+
 // check finds impossible values, each with its place.
 func (d *document) check(c Config) error {
-	type rule struct {
-		ok              bool
-		path, msg, hint string
-	}
 	r, w := c.Resources, c.Workspace
 	rules := []rule{
 		{c.Version == 1, "$.version", fmt.Sprintf("version %d is not known", c.Version), "this agentvm reads version: 1"},
@@ -242,7 +244,7 @@ func (d *document) check(c Config) error {
 	for _, name := range slices.Sorted(maps.Keys(c.Env)) {
 		rules = append(rules, rule{vm.ValidVariable(name), "$.env", fmt.Sprintf("%q is not a variable's name", name), ""})
 	}
-	for _, r := range rules {
+	for _, r := range append(rules, d.checkGPU(c)...) {
 		if !r.ok {
 			return d.errorAt(r.path, r.msg, r.hint)
 		}

@@ -53,6 +53,10 @@ type Spec struct {
 	// a saved state fits nothing else.
 	Hardware string `json:"hardware,omitempty"`
 
+	// GPU is what the configuration asked for of the host's devices, as JSON;
+	// the machine has what was found.
+	GPU string `json:"gpu,omitempty"`
+
 	Machine vm.Machine `json:"machine"`
 	Shares  []Share    `json:"shares"`
 	Network Network    `json:"network"`

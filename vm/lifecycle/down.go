@@ -33,13 +33,14 @@ func (m *Manager) stop(ctx context.Context, inst *instance.Instance, grace time.
 		return false, err
 	}
 	if !status.State.Live() {
+		m.tidyDevices(ctx, nil)
 		return false, nil
 	}
 	spec, err := inst.Spec()
 	if err != nil {
 		return false, err
 	}
-	bounded, cancel := context.WithTimeout(ctx, grace+stopSlack)
+	bounded, cancel := context.WithTimeout(ctx, grace+slack(spec))
 	defer cancel()
 	err = m.client(inst, spec).Stop(bounded, grace, "stopped on request")
 	switch {
@@ -55,7 +56,9 @@ func (m *Manager) stop(ctx context.Context, inst *instance.Instance, grace time.
 	default:
 		return false, fmt.Errorf("stop %q: %w", inst.Name, err)
 	}
-	return true, m.gone(ctx, inst, status.Supervisor)
+	err = m.gone(ctx, inst, status.Supervisor)
+	m.tidyDevices(ctx, nil)
+	return true, err
 }
 
 // gone waits until the supervisor's process has ended.

@@ -31,7 +31,7 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 		return nil, err
 	}
 	defer release()
-	spec, status, err := m.saveable(inst)
+	spec, status, err := m.saveable(inst, true)
 	if err != nil {
 		return nil, err
 	}

@@ -170,7 +170,11 @@ func handOver(inst *instance.Instance, spec instance.Spec) error {
 	if o == nil {
 		return nil
 	}
-	for _, name := range []string{OverlayFile, SeedFile, ConsoleFile, VarsFile} {
+	names := []string{OverlayFile, SeedFile, ConsoleFile, VarsFile}
+	for i := range spec.Machine.Slots {
+		names = append(names, romFile(i))
+	}
+	for _, name := range names {
 		if err := os.Lchown(inst.Path(name), o.UID, o.GID); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("hand over %s: %w", name, err)
 		}

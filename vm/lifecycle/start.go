@@ -88,7 +88,7 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-exited:
-		case <-time.After(stopSlack):
+		case <-time.After(slack(spec)):
 			_ = cmd.Process.Kill()
 			<-exited
 		}
@@ -99,7 +99,7 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 	}
 	status, err := m.await(ctx, inst, spec, report)
 	if ctx.Err() != nil {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopSlack)
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), slack(spec))
 		defer cancel()
 		_ = m.client(inst, spec).Stop(stop, 0, "interrupted while starting")
 		select {

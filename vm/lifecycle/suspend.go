@@ -27,7 +27,7 @@ func (m *Manager) Suspend(ctx context.Context, inst *instance.Instance, wait fun
 
 // suspend is Suspend for a caller that holds the lock.
 func (m *Manager) suspend(ctx context.Context, inst *instance.Instance) error {
-	spec, status, err := m.saveable(inst)
+	spec, status, err := m.saveable(inst, true)
 	if err != nil {
 		return err
 	}
@@ -40,8 +40,9 @@ func (m *Manager) suspend(ctx context.Context, inst *instance.Instance) error {
 	return m.gone(ctx, inst, status.Supervisor)
 }
 
-// saveable prepares a machine for being saved while it runs.
-func (m *Manager) saveable(inst *instance.Instance) (instance.Spec, instance.Status, error) {
+// saveable prepares a machine for being saved while it runs, with its memory or
+// the disk alone.
+func (m *Manager) saveable(inst *instance.Instance, memory bool) (instance.Spec, instance.Status, error) {
 	status, err := inst.Status()
 	if err != nil {
 		return instance.Spec{}, status, err
@@ -52,6 +53,12 @@ func (m *Manager) saveable(inst *instance.Instance) (instance.Spec, instance.Sta
 	}
 	if !status.State.Usable() {
 		return spec, status, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q is %s; only a machine that runs has anything to save", inst.Name, status.State)), "agentvm start "+inst.Name)
+	}
+	if !memory {
+		return spec, status, nil
+	}
+	if err := noMemorySaved(inst, spec); err != nil {
+		return spec, status, err
 	}
 	if spec.Hardware == "" {
 		return spec, status, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q was started by an older agentvm, and cannot be saved", inst.Name)), "agentvm restart "+inst.Name)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/line"
 	"github.com/agentvm/agentvm/vm/saved"
@@ -27,6 +28,9 @@ import (
 func (m *Manager) templateFor(ctx context.Context, plan plan, opt UpOptions, report Report) (*template.Template, error) {
 	switch {
 	case opt.Cold || !plan.newDisk:
+		return nil, nil
+	case len(plan.spec.Machine.Slots) > 0:
+		report.Note("the machine boots: one with a device of the host cannot go on from a template")
 		return nil, nil
 	case plan.image.Kernel() == "":
 		report.Note("the machine boots: images with a boot loader of their own have no templates")
@@ -105,6 +109,7 @@ func (m *Manager) BuildTemplate(ctx context.Context, p Project, opt UpOptions, r
 // its template.
 func (m *Manager) environment(ctx context.Context, p Project, ws Directory, opt UpOptions, report Report) (plan, *template.Template, error) {
 	fail := func(err error) (plan, *template.Template, error) { return plan{}, nil, err }
+	p.Config.GPU = config.GPU{} // a template has none
 	nobody := m.Store.Open(m.Templates.Workshop("environment-"))
 	pl, err := m.plan(ctx, p, ws, nobody, instance.Spec{}, opt, report)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/agent"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/template"
 )
@@ -33,6 +34,13 @@ type Manager struct {
 	Hardware func(ctx context.Context, machine vm.Machine) (string, error)
 	// Accel finds how the guest can run here; img may give a kernel to try it with.
 	Accel func(ctx context.Context, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error)
+	// ChooseDevices finds devices of the host for what the configuration asks, and
+	// a machine with that many bytes of memory; it fails with what is in the way,
+	// and changes nothing.
+	ChooseDevices func(ctx context.Context, want config.GPU, memory int64) (Devices, error)
+	// RecoverDevices gives the host back what killed supervisors have left, and
+	// says what it did.
+	RecoverDevices func(ctx context.Context) ([]string, error)
 	// Executable is this program, started again as the supervisor.
 	Executable string
 	Home       string
@@ -105,6 +113,7 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if err != nil {
 		return Result{}, err
 	}
+	m.tidyDevices(ctx, report)
 	if opt.Recreate && status.State.Live() {
 		return Result{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q runs, and its disk is in use", inst.Name)), "agentvm stop "+inst.Name+" comes first")
 	}
@@ -135,8 +144,10 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if err := m.discardSaved(inst); err != nil {
 		return Result{}, err
 	}
-	if err := checkMemory(plan.spec.Machine.Memory); err != nil {
-		return Result{}, err
+	if plan.spec.Machine.HugePages == 0 { // those are set aside
+		if err := checkMemory(plan.spec.Machine.Memory); err != nil {
+			return Result{}, err
+		}
 	}
 	if plan.emulated != "" {
 		report.Note("WARNING: no usable KVM (%s): the guest is emulated, which is slow, and QEMU does not promise isolation for emulated guests", plan.emulated)
@@ -194,12 +205,17 @@ func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan
 
 // attempt makes the machine's files and starts it.
 func (m *Manager) attempt(ctx context.Context, inst *instance.Instance, spec instance.Spec, plan plan, from source, begun func(), report Report) (instance.Status, error) {
+	if err := copyROMs(inst, plan.roms); err != nil {
+		return instance.Status{}, err
+	}
 	if err := prepare(ctx, inst, spec, plan, from); err != nil {
 		return instance.Status{}, err
 	}
 	var err error
-	if spec.Hardware, err = m.Hardware(ctx, spec.Machine); err != nil {
-		return instance.Status{}, err
+	if len(spec.Machine.Slots) == 0 { // it is never saved
+		if spec.Hardware, err = m.Hardware(ctx, spec.Machine); err != nil {
+			return instance.Status{}, err
+		}
 	}
 	if err := inst.WriteSpec(spec); err != nil {
 		return instance.Status{}, err
@@ -325,6 +341,8 @@ type plan struct {
 	git      cloudinit.Git
 	newDisk  bool   // there is none, or the old one has to go
 	emulated string // why there is no hardware virtualization; empty: there is
+
+	roms map[string]string // option ROMs to copy into the machine's directory, from where
 }
 
 // plan decides what to run, building the image when it is lacking.
@@ -353,6 +371,13 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 		in.ID, in.Created = uuid.NewString(), time.Now().UTC().Truncate(time.Second)
 	}
 	in.Run = inst.RunDir(in.ID)
+	devices, err := m.devices(ctx, p, inst, old)
+	if err != nil {
+		return fail(err)
+	}
+	for _, note := range devices.Notes {
+		report.Note("%s", note)
+	}
 	if in.Image, err = m.image(ctx, p, profile, old, opt, report); err != nil {
 		return fail(err)
 	}
@@ -379,14 +404,18 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 			}
 		}
 	}
-	if opt.BootTimeout > 0 {
-		spec.BootTimeout = opt.BootTimeout
-	}
 	git := facts.Git
 	git.SharedWorktrees = true
 	git.Name = cmp.Or(p.Config.Git.Name, git.Name)
 	git.Email = cmp.Or(p.Config.Git.Email, git.Email)
-	pl := plan{spec: spec, image: in.Image, host: in.Host, facts: facts, git: git}
+	roms, err := withDevices(&spec, p.Config.GPU, devices, inst.Path)
+	if err != nil {
+		return fail(err)
+	}
+	if opt.BootTimeout > 0 {
+		spec.BootTimeout = opt.BootTimeout
+	}
+	pl := plan{spec: spec, roms: roms, image: in.Image, host: in.Host, facts: facts, git: git}
 	_, err = os.Stat(inst.Path(OverlayFile))
 	pl.newDisk = opt.Recreate || old.ImageID != spec.ImageID || errors.Is(err, fs.ErrNotExist)
 	if in.Host.Accel == vm.AccelTCG {

@@ -17,6 +17,9 @@ type Parts interface {
 	Network(ctx context.Context, spec instance.Spec, socket, log string) (Network, error)
 	// Share serves one directory on socket.
 	Share(ctx context.Context, spec instance.Spec, s instance.Share, socket, log string) (Share, error)
+	// Devices takes what the machine has in its slots from the host. All of it is
+	// taken, or nothing.
+	Devices(ctx context.Context, spec instance.Spec) (Devices, error)
 	// Machine starts the machine's process, with its control channel open. One
 	// with a saved state is paused, has it loaded, and lacks its shares. trace
 	// is told of each part of the work.
@@ -49,6 +52,12 @@ type Share interface {
 	Stop() error
 	Process() vm.ProcID
 	Warnings() []string // what was asked for and could not be had
+}
+
+// Devices are devices of the host that a machine has.
+type Devices interface {
+	// Release gives them back. It may be tried again after an error.
+	Release(ctx context.Context) error
 }
 
 // Machine is one running virtual machine.

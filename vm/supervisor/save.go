@@ -93,6 +93,9 @@ func (s *Supervisor) save(ctx context.Context, req saveRequest) error {
 // trySave saves the machine. refused says why it could not be, where the
 // machine goes on as it was; err is a machine that does not.
 func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, err error) {
+	if len(s.spec.Machine.Slots) > 0 {
+		return errDevices, nil
+	}
 	if st := s.Status(); !st.State.Usable() {
 		return fmt.Errorf("the machine is %s", st.State), nil
 	} else if len(st.Lost) > 0 {

@@ -52,7 +52,8 @@ type Supervisor struct {
 	adoptions      chan adoptRequest
 	unwatchShares  context.CancelFunc
 	unboundConsole context.CancelFunc
-	disown         func() // lets go of the directory that was adopted
+	disown         func()  // lets go of the directory that was adopted
+	devices        Devices // nil: none
 	machine        Machine
 	control        net.Listener
 	ssh            net.Listener
@@ -229,6 +230,9 @@ func (s *Supervisor) startCold(ctx context.Context) error {
 		return err
 	}
 	if err := s.startShares(ctx, len(s.spec.Shares)); err != nil {
+		return err
+	}
+	if err := s.takeDevices(ctx); err != nil {
 		return err
 	}
 	if err := s.startMachine(ctx); err != nil {
@@ -450,6 +454,7 @@ func (s *Supervisor) takeDown() {
 			s.log.Error("qemu cannot be reaped")
 		}
 	}
+	s.giveBackDevices()
 	for _, sh := range s.shares {
 		note("share", sh.Stop())
 	}

@@ -137,6 +137,9 @@ type world struct {
 	shareErr error
 	qemuErr  error
 	anew     bool // each start of a share gives another one
+
+	devices    *fakeDevices
+	devicesErr error
 }
 
 func newWorld() *world {
@@ -157,6 +160,12 @@ func (w *world) Share(context.Context, instance.Spec, instance.Share, string, st
 func (w *world) Machine(_ context.Context, _ vm.Machine, _ string, trace Trace) (Machine, error) {
 	trace("qemu", time.Now())
 	return w.machine, w.qemuErr
+}
+func (w *world) Devices(context.Context, instance.Spec) (Devices, error) {
+	if w.devicesErr != nil {
+		return nil, w.devicesErr
+	}
+	return w.devices, nil
 }
 func (w *world) Line(context.Context, vm.Machine) (Line, error) { return w.line, nil }
 func (w *world) Guest(ctx context.Context, _ *instance.Instance, _ instance.Spec, _ Dialer) (Guest, error) {

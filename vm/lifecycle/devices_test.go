@@ -1,0 +1,173 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/config"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+func oneCard(rom string) []vm.Slot {
+	return []vm.Slot{{Functions: []vm.Function{
+		{Address: "0000:01:00.0", Name: "H100", ROM: rom, Regions: []vm.Region{{Size: 128 << 30, Bits64: true, Prefetchable: true}}},
+		{Address: "0000:01:00.1"},
+	}}}
+}
+
+// TestDevices: what is chosen at a start stays as long as the machine runs.
+func TestDevices(t *testing.T) {
+	m := testManager(t)
+	dir := t.TempDir()
+	rom := filepath.Join(dir, "card.rom")
+	if err := os.WriteFile(rom, []byte("rom"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var asked config.GPU
+	m.ChooseDevices = func(_ context.Context, want config.GPU, memory int64) (Devices, error) {
+		asked = want
+		if memory != 4<<30 {
+			t.Errorf("for a machine of %d bytes", memory)
+		}
+		return Devices{Slots: oneCard(want.Devices[0].ROM), Near: &vm.Node{ID: 1}}, nil
+	}
+	p := Project{Dir: dir, Config: parse(t, "version: 1\nresources: {memory: 4GiB}\ngpu:\n  devices: [{use: auto, rom: card.rom}]\n  hugepages: 2MiB\n")}
+	inst, err := m.Store.Create("web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := m.devices(t.Context(), p, inst, instance.Spec{})
+	if err != nil || asked.Devices[0].ROM != rom {
+		t.Fatalf("asked for %+v, %v", asked, err)
+	}
+	spec := instance.Spec{BootTimeout: time.Minute}
+	roms, err := withDevices(&spec, p.Config.GPU, d, inst.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := vm.Machine{Slots: oneCard(inst.Path("rom-0")), Near: &vm.Node{ID: 1}, HugePages: 2 << 20}
+	if diff := cmp.Diff(want, spec.Machine); diff != "" {
+		t.Error(diff)
+	}
+	if spec.BootTimeout != time.Minute+128*time.Second || spec.GPU == "" {
+		t.Errorf("%v, %q", spec.BootTimeout, spec.GPU)
+	}
+	if err := copyROMs(inst, roms); err != nil {
+		t.Error(err)
+	}
+	if data, err := os.ReadFile(inst.Path("rom-0")); string(data) != "rom" {
+		t.Errorf("the copy is %q, %v", data, err)
+	}
+
+	// It runs: nothing is chosen anew, however the choice would be.
+	live := running(t, m, "live", instance.Share{Source: "/w/p"})
+	m.ChooseDevices = func(context.Context, config.GPU, int64) (Devices, error) {
+		t.Error("chosen again")
+		return Devices{}, nil
+	}
+	d, err = m.devices(t.Context(), p, live, spec)
+	if diff := cmp.Diff(spec.Machine.Slots, d.Slots); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	again := instance.Spec{BootTimeout: time.Minute}
+	if roms, err = withDevices(&again, p.Config.GPU, d, inst.Path); err != nil || len(roms) > 0 {
+		t.Errorf("copies %v, %v", roms, err)
+	}
+	if !sameMachine(spec, again) {
+		t.Error("the same wish seems to be another")
+	}
+	p.Config.GPU.Devices[0].Use = "h100"
+	if _, err = withDevices(&again, p.Config.GPU, d, inst.Path); err != nil || sameMachine(spec, again) {
+		t.Error("another wish seems to be the same", err)
+	}
+}
+
+func TestDevicesRefused(t *testing.T) {
+	m := testManager(t)
+	inst, err := m.Store.Create("web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := Project{Dir: t.TempDir(), Config: parse(t, "version: 1\ngpu: {devices: [{use: auto, rom: none.rom}]}\n")}
+	if _, err := m.devices(t.Context(), p, inst, instance.Spec{}); !errors.Is(err, vm.ErrUsage) || !strings.Contains(err.Error(), "gpu.devices[0].rom: ") {
+		t.Errorf("a ROM that is not there: %v", err)
+	}
+	live := running(t, m, "live", instance.Share{Source: "/w/p"})
+	if err := live.WriteSpec(instance.Spec{Name: "live", ID: "01234567-89ab-cdef-0123-456789abcdef", Hardware: "x", Machine: vm.Machine{Slots: oneCard("")}}); err != nil {
+		t.Fatal(err)
+	}
+	_, forkErr := m.Fork(t.Context(), live, 1, false, &notes{}, nil)
+	_, snapshotErr := m.CreateSnapshot(t.Context(), live, "s", SnapshotOptions{}, nil)
+	for what, err := range map[string]error{"suspend": m.Suspend(t.Context(), live, nil), "fork": forkErr, "snapshot": snapshotErr} {
+		if !errors.Is(err, vm.ErrUsage) || !strings.Contains(err.Error(), "H100 of the host, whose state cannot be saved") || !strings.Contains(vm.Hint(err), "--disk-only") {
+			t.Errorf("%s: %v, %q", what, err, vm.Hint(err))
+		}
+	}
+	// Its supervisor is asked for the disk alone; there is none here.
+	if _, err := m.CreateSnapshot(t.Context(), live, "s", SnapshotOptions{DiskOnly: true}, nil); err == nil || errors.Is(err, vm.ErrUsage) {
+		t.Errorf("a snapshot of the disk: %v", err)
+	}
+}
+
+// TestDiskOfAMachineWithDevices: stopped, it is a machine like others.
+func TestDiskOfAMachineWithDevices(t *testing.T) {
+	m := testManager(t)
+	inst, err := m.Store.Create("web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := inst.WriteSpec(instance.Spec{Name: "web", ID: "01234567-89ab-cdef-0123-456789abcdef", Machine: vm.Machine{Slots: oneCard("")}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(inst.Path(OverlayFile), []byte("disk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := inst.WriteStatus(instance.Status{State: instance.Stopped}); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := m.CreateSnapshot(t.Context(), inst, "s", SnapshotOptions{}, nil); err != nil || s.Memory {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+func TestNoTemplateWithDevices(t *testing.T) {
+	p := testPlan()
+	p.newDisk, p.spec.Machine.Slots = true, oneCard("")
+	n := &notes{}
+	if from, err := (&Manager{}).templateFor(t.Context(), p, UpOptions{}, n); from != nil || err != nil || len(n.said) != 1 || !strings.Contains(n.said[0], "the machine boots") {
+		t.Errorf("%v, %v, %q", from, err, n.said)
+	}
+}
+
+// TestLeftDevicesAreTakenBack by whoever comes next, who is told so.
+func TestLeftDevicesAreTakenBack(t *testing.T) {
+	m := testManager(t)
+	calls := 0
+	m.RecoverDevices = func(context.Context) ([]string, error) {
+		calls++
+		return []string{"0000:01:00.0 was left behind"}, errors.New("0000:02:00.0 is in use")
+	}
+	n := &notes{}
+	m.tidyDevices(t.Context(), n)
+	if len(n.said) != 2 || !strings.Contains(n.said[1], "is not back: 0000:02:00.0 is in use") {
+		t.Errorf("%q", n.said)
+	}
+	inst, err := m.Store.Create("web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Stop(t.Context(), inst, 0, func() {}); err != nil {
+		t.Error(err)
+	}
+	if calls < 2 {
+		t.Error("stop takes nothing back")
+	}
+}
