@@ -21,6 +21,7 @@ import (
 	"github.com/agentvm/agentvm/vm/agent"
 	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/libvirt"
 	"github.com/agentvm/agentvm/vm/lifecycle"
 	"github.com/agentvm/agentvm/vm/share"
 	"github.com/agentvm/agentvm/vm/template"
@@ -52,6 +53,9 @@ func Main(args []string) int {
 	}
 	if len(args) > 1 && args[1] == helper.Arg { // root's, for a user whom sudo let in
 		return helper.Main(args)
+	}
+	if len(args) > 1 && args[1] == libvirt.GuardArg { // ends QEMU with its supervisor
+		return libvirt.GuardMain(args)
 	}
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -155,6 +159,7 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 			return chooseDevices(ctx, a.gpuHost(), store.Dirs.Cache, want, memory)
 		},
 		RecoverDevices: func(ctx context.Context) ([]string, error) { return recoverDevices(ctx, a.gpuHost()) },
+		Libvirt:        libvirtURI, Leftover: libvirtLeftover,
 		Images: func() (*images.Cache, error) {
 			if err := store.Dirs.Make(); err != nil {
 				return nil, err

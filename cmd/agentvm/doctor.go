@@ -14,6 +14,7 @@ import (
 
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/qemu"
 	"github.com/agentvm/agentvm/vm/share"
@@ -77,15 +78,20 @@ func (a *app) examine(ctx context.Context) ([]vm.Finding, error) {
 		return nil, err
 	}
 	machines := instances(instance.Store{Dirs: dirs}) // ends what is left of those
-	return distinct(
-		[]vm.Finding{platform(), runDirectory(dirs)},
+	lists := [][]vm.Finding{
+		{platform(), runDirectory(dirs)},
 		qemu.Check(ctx, qemuBinary, qemu.AccelProbe{CacheDir: filepath.Join(dirs.Cache, "probes")}),
 		share.Check(ctx),
 		images.Check(dirs.Images()),
 		machines,
 		leftDevices(ctx, a.gpuHost()),
 		gpuJournals(a.gpuHost()),
-	), nil
+	}
+	// A service that nothing here uses is not asked for, let alone started.
+	if p, err := a.project(); err == nil && p.Config.Backend == config.BackendLibvirt {
+		lists = append(lists, a.checkLibvirt(ctx, p.Config.URI, dirs))
+	}
+	return distinct(lists...), nil
 }
 
 // distinct joins lists of findings. What two parts need of the host, such as

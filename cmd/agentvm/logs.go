@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/console"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/lifecycle"
@@ -60,6 +61,9 @@ func (a *app) logsCommand() *cobra.Command {
 			inst, err := a.target(args)
 			if err != nil {
 				return err
+			}
+			if spec, err := inst.Spec(); err == nil && spec.Backend == config.BackendLibvirt && source == "qemu" {
+				return libvirtLog(spec)
 			}
 			return a.showLog(cmd.Context(), inst, inst.Path(file), lines, follow)
 		},

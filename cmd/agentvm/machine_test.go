@@ -5,15 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,35 +30,8 @@ var oddName = "a b,c=d'e\"f%g$h\\i;j*k\nü日" + strings.Repeat("x", 180)
 // TestMachine takes one machine through a working day.
 func TestMachine(t *testing.T) {
 	h := newHost(t)
-	service := httpService(t)
-	data := filepath.Join(h.home, "w", "data")
-	if err := os.MkdirAll(data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(data, "in"), []byte("of the host\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	dir := h.project(oddName, fmt.Sprintf(`version: 1
-name: day
-resources: {memory: 1GiB}
-workspace: {protect: [keep], hide: [secret.env]}
-mounts: [{source: %q, target: /data, readonly: true}]
-provision: {run: ["echo once >>provisioned"]}
-network: {services: [{name: model.internal, port: 80, target: %q}]}
-git: {name: "Ada O'Lovelace", email: ada@example.org}
-env: {GREETING: "it's, me"}
-`, data, service))
-	write := func(name, text string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("keep", "as it was\n")
-	write("secret.env", "TOKEN=1\n")
-	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	d := newDay(t, h, "")
+	dir, data := d.dir, d.data
 
 	t.Run("up twice at once", func(t *testing.T) {
 		var wait sync.WaitGroup
@@ -87,158 +57,9 @@ env: {GREETING: "it's, me"}
 		}
 	})
 
-	t.Run("files are the owner's", func(t *testing.T) {
-		for _, top := range []string{"state/instances/day", "run"} {
-			err := filepath.WalkDir(filepath.Join(h.home, top), func(path string, e fs.DirEntry, err error) error {
-				if err != nil || e.IsDir() {
-					return err
-				}
-				fi, err := e.Info()
-				if err == nil && fi.Mode()&0o077 != 0 {
-					t.Errorf("%s is %s", path, fi.Mode())
-				}
-				return err
-			})
-			if err != nil {
-				t.Error(err)
-			}
-		}
-	})
-
-	t.Run("exec", func(t *testing.T) {
-		for _, tt := range []struct {
-			name   string
-			args   []string
-			stdin  string
-			stdout string
-			code   int
-		}{
-			{"exit code", []string{"--", "sh", "-c", "exit 42"}, "", "", 42},
-			{"signal", []string{"--", "sh", "-c", "kill -TERM $$"}, "", "", 143},
-			{"arguments", []string{"--", "printf", "%s|", "a b", "", "'", "\"", "$HOME", "\\", "*", "\n"}, "", "a b||'|\"|$HOME|\\|*|\n|", 0},
-			{"stdin", []string{"--", "cat"}, "line\x00binary\xff", "line\x00binary\xff", 0},
-			{"no stdin", []string{"--no-stdin", "--", "cat"}, "unread", "", 0},
-			{"directory", []string{"--", "pwd"}, "", "/workspace\n", 0},
-			{"other directory", []string{"-w", "/data", "--", "cat", "in"}, "", "of the host\n", 0},
-			{"environment", []string{"-e", "A=it's $5", "--", "sh", "-c", "echo $A, $GREETING, $AGENTVM_TEST_SECRET."}, "", "it's $5, it's, me, .\n", 0},
-			{"not found", []string{"--", "no-such-program"}, "", "", 127},
-			{"user", []string{"--", "id", "-un"}, "", "agent\n", 0},
-			{"git identity", []string{"--", "git", "config", "user.name"}, "", "Ada O'Lovelace\n", 0},
-		} {
-			t.Run(tt.name, func(t *testing.T) {
-				o := h.runIn(dir, tt.stdin, append([]string{"exec"}, tt.args...)...)
-				if o.stdout != tt.stdout || o.code != tt.code {
-					t.Errorf("%q, exit code %d\n%s", o.stdout, o.code, o.stderr)
-				}
-			})
-		}
-		if got := h.must(filepath.Join(dir, "sub"), "exec", "--", "pwd").stdout; got != "/workspace/sub\n" {
-			t.Errorf("in a subdirectory: %q", got)
-		}
-	})
-
-	t.Run("interrupt reaches the program", func(t *testing.T) {
-		cmd := h.command(dir, "exec", "--", "sh", "-c", `trap 'echo caught; exit 9' INT; echo go; while :; do sleep 0.1; done`)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		buf := make([]byte, 3)
-		if _, err := io.ReadFull(out, buf); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Process.Signal(syscall.SIGINT)
-		rest, _ := io.ReadAll(out)
-		_ = cmd.Wait()
-		if string(rest) != "caught\n" || cmd.ProcessState.ExitCode() != 9 {
-			t.Errorf("%q, exit code %d", rest, cmd.ProcessState.ExitCode())
-		}
-	})
-
-	t.Run("workspace", func(t *testing.T) {
-		h.guest(dir, "echo made >made && mkdir d && echo x >d/x && chmod 600 d/x")
-		me, _ := user.Current()
-		for _, name := range []string{"made", "d", "d/x", "provisioned"} {
-			fi, err := os.Lstat(filepath.Join(dir, name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if st := fi.Sys().(*syscall.Stat_t); strconv.Itoa(int(st.Uid)) != me.Uid || strconv.Itoa(int(st.Gid)) != me.Gid {
-				t.Errorf("%s belongs to %d:%d", name, st.Uid, st.Gid)
-			}
-		}
-		write("made", "changed by the host\n")
-		for range 20 { // at once, or as good as
-			if h.guest(dir, "cat made") == "changed by the host\n" {
-				break
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
-		if got := h.guest(dir, "cat made"); got != "changed by the host\n" {
-			t.Errorf("the guest still sees %q", got)
-		}
-		if got := h.guest(dir, "cat secret.env"); got != "" {
-			t.Errorf("the guest sees the hidden file: %q", got)
-		}
-		for name, script := range map[string]string{
-			"device node":        "sudo mknod dev c 1 3",
-			"foreign owner":      "sudo chown 1234 made && test $(stat -c %u made) = 1234",
-			"protected":          "sudo sh -c 'echo x >keep'",
-			"protected, removed": "sudo rm -f keep",
-			"protected, moved":   "sudo mv keep elsewhere",
-			"remounted":          "sudo mount -o remount,rw /data; sudo sh -c 'echo x >/data/in'",
-			"read-only":          "sudo touch /data/new",
-		} {
-			if o := h.runIn(dir, "", "exec", "--", "sh", "-c", script); o.code == 0 {
-				t.Errorf("%s: guest root could", name)
-			}
-		}
-		if got, _ := os.ReadFile(filepath.Join(dir, "keep")); string(got) != "as it was\n" {
-			t.Errorf("the protected file is %q", got)
-		}
-		if got, _ := os.ReadFile(filepath.Join(data, "in")); string(got) != "of the host\n" {
-			t.Errorf("the read-only file is %q", got)
-		}
-		// What guest root makes is the owner's too, or is not made at all.
-		h.runIn(dir, "", "exec", "--", "sudo", "touch", "by-root")
-		if fi, err := os.Lstat(filepath.Join(dir, "by-root")); err == nil {
-			if st := fi.Sys().(*syscall.Stat_t); strconv.Itoa(int(st.Uid)) != me.Uid {
-				t.Errorf("guest root's file belongs to %d", st.Uid)
-			}
-		}
-	})
-
-	t.Run("network", func(t *testing.T) {
-		if got := h.guest(dir, "curl -sS -m 20 http://model.internal/"); got != "the service\n" {
-			t.Errorf("the service says %q", got)
-		}
-		_, port, _ := net.SplitHostPort(service)
-		for _, target := range []string{
-			"http://example.org/", "http://1.1.1.1/", "https://1.1.1.1/", "http://169.254.169.254/",
-			"http://127.0.0.1:" + port, "http://192.168.127.1:" + port, "http://192.168.127.254:" + port, "http://10.0.0.1/", "http://[2606:4700:4700::1111]/",
-		} {
-			if o := h.runIn(dir, "", "exec", "--", "curl", "-sS", "-m", "5", target); o.code == 0 {
-				t.Errorf("%s was reached: %s", target, o.stdout)
-			}
-		}
-		if log := h.must(dir, "logs", "-s", "network").stdout; !strings.Contains(log, `"verdict":"deny"`) || !strings.Contains(log, `"verdict":"allow"`) {
-			t.Errorf("network log:\n%s", log)
-		}
-	})
-
-	t.Run("cp", func(t *testing.T) {
-		h.must(dir, "cp", data, ":copied")
-		if got := h.must(dir, "exec", "-w", "/home/agent", "--", "cat", "copied/in").stdout; got != "of the host\n" {
-			t.Errorf("copied in: %q", got)
-		}
-		h.must(dir, "cp", "day:/etc/hostname", filepath.Join(h.home, "w", "out"))
-		if got, _ := os.ReadFile(filepath.Join(h.home, "w", "out")); string(got) != "day\n" {
-			t.Errorf("copied out: %q", got)
-		}
-	})
+	for _, c := range dayCases {
+		t.Run(c.name, func(t *testing.T) { c.run(t, d) })
+	}
 
 	t.Run("forward", func(t *testing.T) {
 		server := h.command(dir, "exec", "--", "python3", "-m", "http.server", "--directory", "/data", "8123")

@@ -13,12 +13,20 @@ import (
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/share"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 func TestMain(m *testing.M) {
 	// What the scripts run starts this very program to look at virtiofsd.
 	if len(os.Args) > 1 && os.Args[1] == share.InitArg {
 		os.Exit(share.InitMain())
+	}
+	if len(os.Args) > 2 && os.Args[1] == testenv.LibvirtdArg {
+		if err := testenv.LibvirtdMain(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	testscript.Main(tests{m}, map[string]func(){
 		"agentvm": func() { os.Exit(Main(append([]string{"agentvm"}, os.Args[1:]...))) },

@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -48,7 +49,28 @@ type testFunc struct {
 
 func testFuncs(t *testing.T) map[string]testFunc {
 	found := map[string]testFunc{}
-	for path, file := range goFiles(t, true) {
+	tables := map[string]map[string]bool{} // strings of a package's tables of cases
+	files := goFiles(t, true)
+	for path, file := range files {
+		for _, decl := range file.Decls {
+			if d, ok := decl.(*ast.GenDecl); ok && d.Tok == token.VAR {
+				for _, spec := range d.Specs {
+					v := spec.(*ast.ValueSpec)
+					table := map[string]bool{}
+					ast.Inspect(v, func(n ast.Node) bool {
+						if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+							if s, err := strconv.Unquote(lit.Value); err == nil {
+								table[s] = true
+							}
+						}
+						return true
+					})
+					tables[filepath.Dir(path)+"."+v.Names[0].Name] = table
+				}
+			}
+		}
+	}
+	for path, file := range files {
 		for _, decl := range file.Decls {
 			f, ok := decl.(*ast.FuncDecl)
 			if !ok || f.Recv != nil || !strings.HasPrefix(f.Name.Name, "Test") && !strings.HasPrefix(f.Name.Name, "Fuzz") {
@@ -63,6 +85,7 @@ func testFuncs(t *testing.T) map[string]testFunc {
 					}
 				case *ast.Ident:
 					tf.scripts = tf.scripts || n.Name == "testscript"
+					maps.Copy(tf.strings, tables[filepath.Dir(path)+"."+n.Name])
 				}
 				return true
 			})
@@ -88,29 +111,53 @@ func TestSecurityPromisesAreTested(t *testing.T) {
 			t.Errorf("%q names no test", row[0])
 		}
 		for _, name := range named {
-			full, sub := name, ""
-			if at := strings.LastIndexByte(name, '/'); strings.Contains(name[:max(at, 0)], ".Test") {
-				full, sub = name[:at], name[at+1:]
-			}
-			test, ok := tests[full]
-			if !ok {
-				t.Errorf("%q: there is no test %s", row[0], full)
-				continue
-			}
-			if sub == "" {
-				continue
-			}
-			script := filepath.Join(repo, strings.SplitN(full, ".", 2)[0], "testdata/script", sub+".txtar")
-			if _, err := os.Stat(script); test.scripts && err == nil {
-				continue
-			}
-			if !test.strings[sub] && !test.strings[strings.ReplaceAll(sub, "_", " ")] {
-				t.Errorf("%q: %s has no subtest %s", row[0], full, sub)
-			}
+			testExists(t, tests, row[0], name)
 		}
 	}
 	if promises < 20 {
 		t.Errorf("only %d promises were read", promises)
+	}
+}
+
+// testExists wants a test, or a subtest, that a promise names.
+func testExists(t *testing.T, tests map[string]testFunc, promise, name string) {
+	t.Helper()
+	full, sub := name, ""
+	if at := strings.LastIndexByte(name, '/'); strings.Contains(name[:max(at, 0)], ".Test") {
+		full, sub = name[:at], name[at+1:]
+	}
+	test, ok := tests[full]
+	if !ok {
+		t.Errorf("%q: there is no test %s", promise, full)
+		return
+	}
+	if sub == "" {
+		return
+	}
+	script := filepath.Join(repo, strings.SplitN(full, ".", 2)[0], "testdata/script", sub+".txtar")
+	if _, err := os.Stat(script); test.scripts && err == nil {
+		return
+	}
+	if !test.strings[sub] && !test.strings[strings.ReplaceAll(sub, "_", " ")] {
+		t.Errorf("%q: %s has no subtest %s", promise, full, sub)
+	}
+}
+
+// TestBackendsAreCompared holds the comparison of the backends to the same.
+func TestBackendsAreCompared(t *testing.T) {
+	tests := testFuncs(t)
+	rows := tableRows(section(t, readDoc(t, "docs/libvirt.md"), "## Each promise, by each backend"))
+	if len(rows) < 10 {
+		t.Errorf("only %d promises were read", len(rows))
+	}
+	for _, row := range rows {
+		if len(row) != 4 || len(spans(row[3])) == 0 {
+			t.Errorf("want promise, two mechanisms, tests: %q", row)
+			continue
+		}
+		for _, name := range spans(row[3]) {
+			testExists(t, tests, row[0], name)
+		}
 	}
 }
 

@@ -9,7 +9,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/libvirt"
 	"github.com/agentvm/agentvm/vm/lifecycle"
 	"github.com/agentvm/agentvm/vm/qemu"
 )
@@ -84,7 +86,7 @@ directory is shared, with the defaults.`,
 	}
 	f.register(cmd)
 	cmd.Flags().BoolVar(&f.opt.Recreate, "recreate", false, "give the machine a new disk (the workspace is kept)")
-	cmd.Flags().BoolVar(&f.opt.DryRun, "dry-run", false, "print QEMU's command line instead of starting anything")
+	cmd.Flags().BoolVar(&f.opt.DryRun, "dry-run", false, "print QEMU's command line, or libvirt's domain, instead of starting anything")
 	cmd.Flags().BoolVar(&trace, "trace", false, "show where the time went, phase by phase")
 	cmd.Flags().BoolVar(&a.json, "json", false, "print events and the result as JSON")
 	return cmd
@@ -139,6 +141,9 @@ func (a *app) showCommand(cmd *cobra.Command, m *lifecycle.Manager, res lifecycl
 	if err != nil {
 		return err
 	}
+	if res.Spec.Backend == config.BackendLibvirt {
+		return a.showDomain(res.Spec, caps)
+	}
 	machine := res.Spec.Machine
 	if len(machine.Slots) == 0 {
 		machine.MemoryFile = memoryFile
@@ -151,6 +156,26 @@ func (a *app) showCommand(cmd *cobra.Command, m *lifecycle.Manager, res lifecycl
 		return json.NewEncoder(a.stdout).Encode(argv)
 	}
 	return a.printf("%s\n", qemu.CommandLine(argv))
+}
+
+// showDomain prints the domain that libvirt would be given.
+func (a *app) showDomain(spec instance.Spec, caps qemu.Caps) error {
+	uri, err := libvirt.ParseURI(spec.URI)
+	if err != nil {
+		return err
+	}
+	c, err := libvirtConfig(uri, spec, spec.Machine, caps)
+	if err != nil {
+		return err
+	}
+	text, err := libvirt.XML(spec.Machine, c)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return json.NewEncoder(a.stdout).Encode(map[string]string{"domain": text})
+	}
+	return a.printf("%s\n", text)
 }
 
 // usable brings the project's machine up when it is not running.

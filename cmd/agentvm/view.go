@@ -14,7 +14,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/libvirt"
 )
 
 // view is an instance as the commands show it.
@@ -31,6 +33,9 @@ type view struct {
 	CPUs      int               `json:"cpus,omitempty"`
 	Memory    int64             `json:"memory,omitempty"`
 	Accel     string            `json:"accel,omitempty"`
+	Backend   string            `json:"backend,omitempty"`  // libvirt; empty: agentvm itself
+	URI       string            `json:"uri,omitempty"`      // of that libvirt
+	Domain    string            `json:"domain,omitempty"`   // what libvirt calls the machine
 	Restored  bool              `json:"restored,omitempty"` // this run went on from a saved memory
 	Devices   []deviceView      `json:"devices,omitempty"`
 	Shares    []instance.Share  `json:"shares,omitempty"`
@@ -67,6 +72,9 @@ func viewOf(spec instance.Spec, s instance.Status) view {
 		Agent: spec.Agent, Image: spec.Image, ImageID: spec.ImageID, CPUs: spec.Machine.CPUs, Memory: spec.Machine.Memory,
 		Accel: string(spec.Machine.Accel), Devices: devicesOf(spec.Machine), Shares: spec.Shares, Network: &spec.Network, Warnings: s.Warnings, Phases: s.Phases,
 		Console: s.Console, Created: spec.Created, Restored: s.Restored,
+	}
+	if spec.Backend == config.BackendLibvirt {
+		v.Backend, v.URI, v.Domain = spec.Backend, spec.URI, libvirt.DomainName(spec.Machine)
 	}
 	if s.State.Live() {
 		v.Processes = map[string]int{"supervisor": s.Supervisor.PID}
@@ -180,6 +188,9 @@ func (a *app) showStatus(v view) error {
 		row("agent", "%s", v.Agent)
 		row("image", "%s (%s)", v.Image, v.ImageID)
 		row("machine", "%d CPUs, %s memory, %s", v.CPUs, units.BytesSize(float64(v.Memory)), v.Accel)
+		if v.Backend != "" {
+			row("run by", "%s, %s at %s", v.Backend, v.Domain, v.URI)
+		}
 		if v.Restored {
 			row("started", "from a saved memory")
 		}

@@ -198,12 +198,21 @@ func (p parts) Share(ctx context.Context, spec instance.Spec, s instance.Share, 
 		out.Close()
 		return nil, err
 	}
-	return runningShare{srv, out}, nil
+	return runningShare{srv, s.Tag, out}, nil
 }
 
 type runningShare struct {
 	*share.Server
+	tag string
 	log io.Closer
+}
+
+func (s runningShare) Err() error {
+	err := s.Server.Err()
+	if errors.Is(err, share.ErrDisconnected) {
+		return fmt.Errorf("share %q: %w", s.tag, supervisor.ErrDisconnected)
+	}
+	return err
 }
 
 func (s runningShare) Process() vm.ProcID {

@@ -39,7 +39,15 @@ type Config struct {
 	GPU       GPU               `yaml:"gpu,omitempty"`
 	Git       Git               `yaml:"git,omitempty"`
 	Env       map[string]string `yaml:"env,omitempty"`
+	Backend   string            `yaml:"backend,omitempty"` // BackendQEMU (default) or BackendLibvirt
+	URI       string            `yaml:"uri,omitempty"`     // which libvirt; default: the user's own, root's the system's
 }
+
+// Who runs the machine.
+const (
+	BackendQEMU    = "qemu"    // agentvm itself
+	BackendLibvirt = "libvirt" // the host's libvirt
+)
 
 // Resources are what the machine takes of the host.
 type Resources struct {
@@ -107,6 +115,7 @@ func (c Config) withDefaults() Config {
 			*s = def
 		}
 	}
+	set(&c.Backend, BackendQEMU)
 	set(&c.Image, DefaultImage)
 	set(&c.Agent.Use, DefaultAgent)
 	set(&c.Agent.Config, "copy")

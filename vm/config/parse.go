@@ -22,6 +22,7 @@ import (
 	"github.com/goccy/go-yaml/token"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/libvirt"
 	"github.com/agentvm/agentvm/vm/network"
 )
 
@@ -183,6 +184,7 @@ type rule struct {
 // check finds impossible values, each with its place.
 func (d *document) check(c Config) error {
 	r, w := c.Resources, c.Workspace
+	uriErr := checkURI(c.URI)
 	rules := []rule{
 		{c.Version == 1, "$.version", fmt.Sprintf("version %d is not known", c.Version), "this agentvm reads version: 1"},
 		{c.Name == "" || vm.ValidName(c.Name) == nil, "$.name", fmt.Sprint(vm.ValidName(c.Name)), ""},
@@ -191,6 +193,10 @@ func (d *document) check(c Config) error {
 		{r.Memory%(1<<20) == 0, "$.resources.memory", "memory must be a whole number of MiB", ""},
 		{r.Disk >= minDisk || !d.has("$.resources.disk"), "$.resources.disk", fmt.Sprintf("disk must be at least %v", minDisk), ""},
 		{c.Firmware == "" || c.Firmware == vm.FirmwareBIOS || c.Firmware == vm.FirmwareUEFI, "$.firmware", fmt.Sprintf("firmware %q is not known", c.Firmware), "use bios or uefi"},
+		{slices.Contains([]string{"", BackendQEMU, BackendLibvirt}, c.Backend), "$.backend", fmt.Sprintf("backend %q is not known", c.Backend), "use qemu or libvirt"},
+		{c.URI == "" || c.Backend == BackendLibvirt, "$.uri", "uri says which libvirt, and the backend is not libvirt", "backend: libvirt"},
+		{c.Backend != BackendLibvirt || !d.has("$.gpu"), "$.gpu", "libvirt cannot be asked for cards yet", "backend: qemu has them"},
+		{uriErr == nil, "$.uri", fmt.Sprint(uriErr), vm.Hint(uriErr)},
 		{slices.Contains([]string{"", "copy", "credentials", "none"}, c.Agent.Config), "$.agent.config", fmt.Sprintf("config %q is not known", c.Agent.Config), "use copy, credentials or none"},
 		{w.Mount == "" || goodMountPoint(w.Mount), "$.workspace.mount", fmt.Sprintf("mount %q is not an absolute path below / without spaces", w.Mount), "for example /workspace"},
 	}
@@ -268,6 +274,15 @@ func plainMount(path string) string {
 		path = strings.TrimSuffix(path, "/")
 	}
 	return path
+}
+
+// checkURI wants a libvirt on this host, or none.
+func checkURI(uri string) error {
+	if uri == "" {
+		return nil
+	}
+	_, err := libvirt.ParseURI(uri)
+	return err
 }
 
 // checkTarget wants a host and a port's number.

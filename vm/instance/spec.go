@@ -57,6 +57,11 @@ type Spec struct {
 	// the machine has what was found.
 	GPU string `json:"gpu,omitempty"`
 
+	// Backend is who runs the machine: config.BackendLibvirt, at URI, or agentvm
+	// itself.
+	Backend string `json:"backend,omitempty"`
+	URI     string `json:"uri,omitempty"`
+
 	Machine vm.Machine `json:"machine"`
 	Shares  []Share    `json:"shares"`
 	Network Network    `json:"network"`

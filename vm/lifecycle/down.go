@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
 )
@@ -95,6 +96,11 @@ func (m *Manager) Delete(ctx context.Context, inst *instance.Instance, wait func
 	defer release()
 	if _, err := m.stop(ctx, inst, 0); err != nil && vm.Hint(err) == "" {
 		return err
+	}
+	if spec, err := inst.Spec(); err == nil && spec.Backend == config.BackendLibvirt {
+		if err := m.Leftover(ctx, spec); err != nil {
+			return err
+		}
 	}
 	return inst.Remove()
 }

@@ -89,6 +89,10 @@ env: {CI: "1", PI_OFFLINE: "0"}
 			in.Profile = profile(t, "shell")
 			in.Host.UID, in.Host.GID = 0, 0
 		}},
+		{"libvirt", func(in *Inputs) {
+			in.Project = Project{Dir: "/home/ada/web", Config: parse(t, "version: 1\nbackend: libvirt\nuri: qemu:///system\n")}
+			in.Profile = profile(t, "shell")
+		}},
 		{"firmware", func(in *Inputs) {
 			in.Project = Project{Dir: "/home/ada/web", Config: parse(t, "version: 1\nimage: ./disk.qcow2\nfirmware: uefi\n")}
 			in.Profile = profile(t, "shell")

@@ -11,6 +11,7 @@ import (
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/agent"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
 	vmnet "github.com/agentvm/agentvm/vm/network"
 )
@@ -68,6 +69,9 @@ func Resolve(in Inputs) instance.Spec {
 		NICs:  []vm.NIC{{MAC: guestMAC, MTU: vmnet.DefaultMTU}},
 		Ports: max(minPorts, len(spec.Shares)),
 	}
+	if c.Backend == config.BackendLibvirt {
+		spec.Backend, spec.URI = c.Backend, c.URI
+	}
 	for _, s := range spec.Shares {
 		spec.Machine.Shares = append(spec.Machine.Shares, vm.Share{Tag: s.Tag})
 	}
@@ -87,6 +91,9 @@ func place(spec instance.Spec, name, id, dir, run string, host Host) instance.Sp
 	m.NICs[0].Socket = socket("net")
 	for i, s := range m.Shares {
 		m.Shares[i].Socket = socket(s.Tag)
+	}
+	if spec.Backend == config.BackendLibvirt {
+		m.Line = "" // it is for a memory that is saved, which is not done there
 	}
 	spec.Machine = m
 	return spec

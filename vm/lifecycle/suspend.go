@@ -10,6 +10,7 @@ import (
 
 	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
 )
 
@@ -59,6 +60,10 @@ func (m *Manager) saveable(inst *instance.Instance, memory bool) (instance.Spec,
 	}
 	if err := noMemorySaved(inst, spec); err != nil {
 		return spec, status, err
+	}
+	if spec.Backend == config.BackendLibvirt {
+		return spec, status, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("libvirt runs %q, and agentvm cannot save the memory of such a machine", inst.Name)),
+			"agentvm snapshot create --disk-only saves its disk; backend: qemu has the rest")
 	}
 	if spec.Hardware == "" {
 		return spec, status, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q was started by an older agentvm, and cannot be saved", inst.Name)), "agentvm restart "+inst.Name)

@@ -29,6 +29,9 @@ func (m *Manager) templateFor(ctx context.Context, plan plan, opt UpOptions, rep
 	switch {
 	case opt.Cold || !plan.newDisk:
 		return nil, nil
+	case plan.spec.Backend == config.BackendLibvirt:
+		report.Note("the machine boots: libvirt cannot go on from a template")
+		return nil, nil
 	case len(plan.spec.Machine.Slots) > 0:
 		report.Note("the machine boots: one with a device of the host cannot go on from a template")
 		return nil, nil
@@ -117,6 +120,9 @@ func (m *Manager) environment(ctx context.Context, p Project, ws Directory, opt 
 	}
 	if err := m.Store.Dirs.Reachable(); err != nil {
 		return fail(err)
+	}
+	if pl.spec.Backend == config.BackendLibvirt {
+		return fail(vm.WithHint(vm.Classify(vm.ErrUsage, errors.New("machines that libvirt runs cannot go on from a template")), "backend: qemu has templates"))
 	}
 	if pl.image.Kernel() == "" {
 		return fail(vm.Classify(vm.ErrUsage, fmt.Errorf("image %s brings its own boot loader; such machines always boot", p.Config.Image)))

@@ -32,6 +32,11 @@ type Manager struct {
 	// Hardware names everything of a machine that its guest can observe, paths
 	// on the host aside, and of the program that runs it.
 	Hardware func(ctx context.Context, machine vm.Machine) (string, error)
+	// Libvirt names the libvirt that is meant by a configured URI, which may be
+	// empty, and with connect makes sure that it can be used.
+	Libvirt func(ctx context.Context, uri string, connect bool) (string, error)
+	// Leftover ends what the machine of spec may have left in its libvirt.
+	Leftover func(ctx context.Context, spec instance.Spec) error
 	// Accel finds how the guest can run here; img may give a kernel to try it with.
 	Accel func(ctx context.Context, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error)
 	// ChooseDevices finds devices of the host for what the configuration asks, and
@@ -57,6 +62,8 @@ type UpOptions struct {
 	DryRun    bool   // decide, and act on nothing but image builds
 
 	BootTimeout time.Duration // 0: by accelerator and memory
+
+	connect bool // a backend that is a service must answer
 }
 
 // Report follows an `up`. Build gets the progress of image builds.
@@ -127,6 +134,7 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 		}
 		status = res.Status
 	}
+	opt.connect = !status.State.Live()
 	plan, err := m.plan(ctx, p, ws, inst, old, opt, report)
 	if err != nil {
 		return Result{}, err
@@ -358,6 +366,11 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 	profile, err := m.Agents.Get(p.Config.Agent.Use)
 	if err != nil {
 		return fail(err)
+	}
+	if p.Config.Backend == config.BackendLibvirt {
+		if p.Config.URI, err = m.Libvirt(ctx, p.Config.URI, opt.connect); err != nil {
+			return fail(err)
+		}
 	}
 	in := Inputs{Name: inst.Name, ID: old.ID, Created: old.Created, Project: p, Workspace: ws, Profile: profile, Dir: inst.Dir, View: old.View}
 	for _, mount := range p.Config.Mounts {

@@ -166,6 +166,14 @@ func (a *args) nic(i int, n vm.NIC) {
 		"host_mtu", unless(n.MTU == 0, n.MTU), "romfile", "", "disable-legacy", true)
 }
 
+// NICArgs are the arguments of network card i, for who starts QEMU otherwise
+// than by Argv. The last is the device's.
+func NICArgs(i int, n vm.NIC) []string {
+	var a args
+	a.nic(i, n)
+	return a.argv
+}
+
 func (a *args) disk(i int, d vm.Disk) {
 	node := "disk-" + d.ID
 	a.option("-blockdev", "", "driver", d.Format, "node-name", node, "read-only", d.ReadOnly,

@@ -174,28 +174,14 @@ func (p *Process) explain(err error) error {
 	}
 }
 
-// pressInterval is how often Shutdown presses the power button: a guest that
-// has not got far in its boot misses the first press.
-const pressInterval = 3 * time.Second
-
 // Shutdown presses the guest's power button until QEMU ends, and kills QEMU
 // when ctx ends first. It reports whether the guest shut down by itself.
 func (p *Process) Shutdown(ctx context.Context, mon goqemu.Monitor) bool {
-	tick := time.NewTicker(pressInterval)
-	defer tick.Stop()
-	for {
-		press, cancel := context.WithTimeout(ctx, pressInterval)
-		_ = qmp.Powerdown(press, mon)
-		cancel()
-		select {
-		case <-p.done:
-			return true
-		case <-ctx.Done():
-			p.Kill()
-			return false
-		case <-tick.C:
-		}
+	if qmp.PowerdownUntil(ctx, mon, p.done) {
+		return true
 	}
+	p.Kill()
+	return false
 }
 
 // ExitError says how QEMU ended.

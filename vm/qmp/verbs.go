@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/digitalocean/go-qemu/qmp"
 	"github.com/digitalocean/go-qemu/qmp/raw"
@@ -50,6 +51,30 @@ func QueryVersion(ctx context.Context, mon qmp.Monitor) (qmp.Version, error) {
 // Powerdown presses the power button. The guest decides what follows.
 func Powerdown(ctx context.Context, mon qmp.Monitor) error {
 	return raw.NewMonitor(WithContext(ctx, mon)).SystemPowerdown()
+}
+
+// pressInterval is how often PowerdownUntil presses the power button: a guest that
+// has not got far in its boot misses the first press.
+const pressInterval = 3 * time.Second
+
+// PowerdownUntil presses the guest's power button until gone is closed, which its
+// caller does when the machine has ended, or ctx ends. It reports whether the
+// guest shut down by itself.
+func PowerdownUntil(ctx context.Context, mon qmp.Monitor, gone <-chan struct{}) bool {
+	tick := time.NewTicker(pressInterval)
+	defer tick.Stop()
+	for {
+		press, cancel := context.WithTimeout(ctx, pressInterval)
+		_ = Powerdown(press, mon)
+		cancel()
+		select {
+		case <-gone:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
 }
 
 // Reset presses the reset button.

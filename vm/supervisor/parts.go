@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"time"
@@ -44,6 +45,9 @@ type Network interface {
 	Apply(spec instance.Spec, log string) error
 	Close() error
 }
+
+// ErrDisconnected is why a share has ended that the machine has let go of.
+var ErrDisconnected = errors.New("the virtual machine disconnected")
 
 // Share is one running virtiofs server.
 type Share interface {

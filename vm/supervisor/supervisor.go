@@ -75,6 +75,8 @@ const (
 
 	protectionInterval = 2 * time.Second
 
+	disconnectTimeout = 10 * time.Second
+
 	consoleLines = 20       // shown of a failed boot
 	consoleBytes = 16 << 20 // kept of a console's log
 )
@@ -360,12 +362,21 @@ func (s *Supervisor) watchShares(ctx context.Context) {
 				select {
 				case <-ctx.Done():
 				case <-s.machine.Done():
-				case <-time.After(200 * time.Millisecond):
+				case <-time.After(wait(sh.Err())):
 					lost <- lostShare{target, fmt.Sprintf("the share at %s is lost: %v", target, sh.Err())}
 				}
 			}
 		}()
 	}
+}
+
+// wait is how long a machine may take to be seen to end after its shares. One
+// that has let go of a share by itself is ending, which takes a busy host a while.
+func wait(why error) time.Duration {
+	if errors.Is(why, ErrDisconnected) {
+		return disconnectTimeout
+	}
+	return dying
 }
 
 // lostShare is a share that ended before its machine.

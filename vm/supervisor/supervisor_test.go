@@ -398,6 +398,20 @@ func TestLostShareDegrades(t *testing.T) {
 	l.until(instance.Stopped)
 }
 
+// TestMachineLetsGoOfShares has a machine that takes a while to end after it
+// has let go of its shares, as it does on a busy host.
+func TestMachineLetsGoOfShares(t *testing.T) {
+	w := newWorld()
+	l := begin(t, w, nil)
+	l.until(instance.Ready)
+	w.share.die(fmt.Errorf("share \"workspace\": %w", ErrDisconnected))
+	time.Sleep(2 * dying)
+	w.machine.die(nil)
+	if s := l.until(instance.Stopped); !strings.Contains(s.Reason, "powered itself off") || len(s.Lost) != 0 {
+		t.Errorf("status %+v", s)
+	}
+}
+
 func TestProvision(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
