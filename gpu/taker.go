@@ -19,7 +19,9 @@ type Request struct {
 }
 
 // Taker takes devices from the host's drivers and gives them back: a [Manager]
-// where this process is root.
+// where this process is root, else a client of the helper that root runs for
+// it, whose requests are made for the user who asks. NewTaker in package helper
+// returns the right one.
 //
 // How the supervisor of a machine uses one:
 //

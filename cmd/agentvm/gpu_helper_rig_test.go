@@ -86,7 +86,9 @@ func TestGPUHelperRig(t *testing.T) {
 		"for another's process: exit 0", "for a process: exit 0", "bound for a process: " + taken,
 		"recover while it lives: exit 0", "recover after it: exit 0", "recovered: " + free,
 		"list that all write: exit 5", "program that all replace: exit 3", "end: " + free,
-		"log: 600 0, 14 asked, 7 done, 4 refused, 3 failed", "done",
+		"log: 600 0, 14 asked, 7 done, 4 refused, 3 failed",
+		"helper: group /, caller's 1, state S",
+		"killed: " + free, "killed: " + free, "killed: " + free, "killed: " + free, "done",
 	}
 	if diff := cmp.Diff(want, said); diff != "" {
 		t.Errorf("(-want +said)\n%s\n%v, its console:\n%s", diff, runErr, &out)

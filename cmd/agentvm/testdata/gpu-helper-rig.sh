@@ -100,5 +100,31 @@ as alice "program that all replace" agentvm gpu bind $card
 chmod 755 /usr/bin
 is end
 echo "rig log: $(stat -c '%a %u' /var/log/agentvm/gpu.jsonl), $(grep -c '"result":"asked"' /var/log/agentvm/gpu.jsonl) asked, $(grep -c '"result":"done"' /var/log/agentvm/gpu.jsonl) done, $(grep -c '"result":"refused"' /var/log/agentvm/gpu.jsonl) refused, $(grep -c '"result":"failed"' /var/log/agentvm/gpu.jsonl) failed"
+
+# The caller's control group and terminal have no power over the helper.
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mkdir /sys/fs/cgroup/alice
+mkfifo -m 666 /tmp/ask
+sh -c 'echo 0 >/sys/fs/cgroup/alice/cgroup.procs; exec su alice -c "$1"' sh "$helper </tmp/ask >/dev/null 2>&1" &
+exec 9>/tmp/ask
+sleep 1
+pid=$(pidof agentvm)
+kill -TSTP "$pid"
+sleep 0.2
+echo "rig helper: group $(cut -d : -f 3 /proc/$pid/cgroup), caller's $(wc -l </sys/fs/cgroup/alice/cgroup.procs), state $(sed -n 's/^State:[^A-Z]*\(.\).*/\1/p' /proc/$pid/status)"
+exec 9>&-
+wait
+
+# Killed while it binds.
+for wait in 0 0.05 0.1 0.2; do
+	su alice -c "agentvm gpu bind $card" &
+	until [ -e /var/lib/agentvm/gpu/$card.json ]; do usleep 5000; done
+	sleep $wait
+	kill -9 $(pidof agentvm)
+	wait
+	su alice -c 'agentvm gpu recover'
+	su alice -c "agentvm gpu release $card" # where it had just finished
+	is killed
+done
 echo rig done
 poweroff -f
