@@ -21,13 +21,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == share.InitArg {
 		os.Exit(share.InitMain())
 	}
-	if len(os.Args) > 2 && os.Args[1] == testenv.LibvirtdArg {
-		if err := testenv.LibvirtdMain(os.Args[2]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	testenv.KeepLibvirtd()
 	testscript.Main(tests{m}, map[string]func(){
 		"agentvm": func() { os.Exit(Main(append([]string{"agentvm"}, os.Args[1:]...))) },
 	})

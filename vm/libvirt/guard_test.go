@@ -9,13 +9,15 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
-// TestMain lets the test binary be a guard, or somebody who starts one and is killed.
+// TestMain lets the test binary be a guard, or the keeper of a libvirtd.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == GuardArg {
 		os.Exit(GuardMain(os.Args))
 	}
+	testenv.KeepLibvirtd()
 	os.Exit(m.Run())
 }
 

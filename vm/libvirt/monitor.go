@@ -65,7 +65,8 @@ func (m Monitor) RunContext(ctx context.Context, command []byte) ([]byte, error)
 const eventBacklog = 256
 
 // Events implements goqemu.Monitor. The channel is closed when ctx or the
-// connection ends.
+// connection ends. Events without data, such as RESUME, do not arrive: go-libvirt
+// cannot read them.
 func (m Monitor) Events(ctx context.Context) (<-chan goqemu.Event, error) {
 	// The subscription outlives this call: what bounds the call may not end it.
 	in, err := call(ctx, m.conn, "watch the machine's events", func(l *golibvirt.Libvirt) (<-chan golibvirt.DomainEvent, error) {

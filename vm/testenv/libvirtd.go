@@ -18,9 +18,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LibvirtdArg makes a test binary the keeper of a libvirtd: its TestMain hands
-// over to LibvirtdMain.
-const LibvirtdArg = "keep-libvirtd"
+// libvirtdArg makes a test binary the keeper of a libvirtd.
+const libvirtdArg = "keep-libvirtd"
+
+// KeepLibvirtd is for the TestMain of packages that use StartLibvirtd. It does
+// not return where the test binary has been started again as the keeper.
+func KeepLibvirtd() {
+	if len(os.Args) != 3 || os.Args[1] != libvirtdArg {
+		return
+	}
+	if err := keepLibvirtd(os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
 
 // Libvirtd is a real libvirtd of the tests' own. Root's serves qemu:///system
 // in a mount namespace in which its fixed directories are empty ones; an
@@ -45,7 +57,7 @@ func StartLibvirtd(t testing.TB) *Libvirtd {
 		t.Fatal(err)
 	}
 	l := &Libvirtd{t: t, dir: dir}
-	l.keep = exec.Command("/proc/self/exe", LibvirtdArg, dir)
+	l.keep = exec.Command("/proc/self/exe", libvirtdArg, dir)
 	l.keep.Stdout, l.keep.Stderr = &l.said, &l.said
 	l.keep.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + dir, "LC_ALL=C.UTF-8"}
 	for _, name := range []string{"RUNTIME", "CACHE", "CONFIG", "DATA"} {
@@ -189,10 +201,10 @@ func (l *Libvirtd) end() {
 	}
 }
 
-// LibvirtdMain keeps a libvirtd running in dir, and is the parent of whatever
+// keepLibvirtd keeps a libvirtd running in dir, and is the parent of whatever
 // it leaves behind: not every machine's first process reaps what it is given.
 // It ends at SIGTERM.
-func LibvirtdMain(dir string) error {
+func keepLibvirtd(dir string) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return err
 	}
@@ -223,7 +235,7 @@ func LibvirtdMain(dir string) error {
 	}
 }
 
-// keeper is the state of LibvirtdMain.
+// keeper is the state of keepLibvirtd.
 type keeper struct {
 	dir string
 	pid int // libvirtd's; 0: it has ended
