@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -131,6 +132,12 @@ func enoughPages(host gpu.Host, near *vm.Node, size, memory int64) error {
 		fmt.Sprintf("echo %d | sudo tee %s", need-free+host.Pages(size, node), file))
 }
 
+// What died with a killed supervisor may still have a device open for a moment.
+const (
+	recoverPatience = 5 * time.Second
+	recoverInterval = 500 * time.Millisecond
+)
+
 // recoverDevices gives the host back what killed processes have left.
 func recoverDevices(ctx context.Context, host gpu.Host) (notes []string, err error) {
 	if ours, err := leftBehind(host); err != nil || !ours {
@@ -140,13 +147,17 @@ func recoverDevices(ctx context.Context, host gpu.Host) (notes []string, err err
 	if err != nil {
 		return nil, err
 	}
-	outcomes, err := taker.Recover(ctx)
-	for _, o := range outcomes {
-		if o.Action == gpu.Restored || o.Action == gpu.Dropped {
-			notes = append(notes, fmt.Sprintf("%s was left behind: %s", o.Address, o.Detail))
+	for began := time.Now(); ; time.Sleep(recoverInterval) {
+		outcomes, err := taker.Recover(ctx)
+		for _, o := range outcomes {
+			if o.Action == gpu.Restored || o.Action == gpu.Dropped {
+				notes = append(notes, fmt.Sprintf("%s was left behind: %s", o.Address, o.Detail))
+			}
+		}
+		if err == nil || ctx.Err() != nil || time.Since(began) > recoverPatience {
+			return notes, err
 		}
 	}
-	return notes, err
 }
 
 // leftBehind reports whether anything was left behind that this user may give

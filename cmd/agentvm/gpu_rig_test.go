@@ -4,71 +4,119 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
+	"encoding/base64"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/agentvm/agentvm/gpu"
 	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 //go:embed testdata/gpu-rig.sh
 var gpuRig string
 
+// runRig boots the rig and returns what it says, and its console.
+func runRig(t *testing.T, debian, initrd, cmdline string, limit time.Duration) (said []string, console string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	qemu := exec.CommandContext(ctx, qemuBinary, "-M", "q35,kernel-irqchip=split", "-accel", "tcg", "-cpu", "max", "-m", "2048", "-smp", "2",
+		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+		"-kernel", filepath.Join(debian, "boot/vmlinuz"), "-initrd", initrd,
+		"-append", "console=ttyS0 loglevel=1 no_timer_check intel_iommu=on iommu=pt "+cmdline,
+		"-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "pcie-root-port,id=rp0,chassis=1",
+		"-device", "virtio-gpu-pci,bus=rp0,addr=0x0.0x0,multifunction=on", "-device", "ich9-intel-hda,bus=rp0,addr=0x0.0x1",
+		"-device", "pcie-root-port,id=rp1,chassis=2", "-device", "pcie-pci-bridge,id=old,bus=rp1",
+		"-device", "virtio-gpu-pci,bus=old,addr=0x1", "-device", "virtio-rng-pci,bus=old,addr=0x2")
+	var out bytes.Buffer
+	qemu.Stdout, qemu.Stderr = &out, &out
+	if err := qemu.Run(); err != nil {
+		t.Errorf("the rig: %v", err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "rig "); ok {
+			said = append(said, text)
+		}
+	}
+	return said, out.String()
+}
+
 // TestGPURig takes a card from a real kernel's driver, in a machine with an
 // emulated IOMMU, and gives it back: after it was asked to, while somebody has it
-// open, and after kill -9 at many moments.
+// open, after kill -9 at each step, and when the host has gone down meanwhile.
 func TestGPURig(t *testing.T) {
+	debian, program := rig(t)
+	tree := t.TempDir()
+	copyFile(t, program, filepath.Join(tree, "agentvm"))
+	said, console := runRig(t, debian, testenv.Initrd(t, debian, gpuRig, tree), "rig=host", 8*time.Minute)
+	const free = "driver virtio-pci, override (null), second , journals "
+	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 2"
+	want := []string{"check: exit 0", "first: " + free + "0", "bind: exit 0", "bound: " + taken, "again: exit 3",
+		"held: exit 3", "held: " + taken, "release: exit 0", "released: " + free + "0"}
+	for range 8 {
+		want = append(want, "killed: "+free+"0")
+	}
+	want = append(want, "killed: in the middle",
+		"a stranger in the group: exit 3", "refused: virtio-pci and virtio-pci, journals 0",
+		"the whole group: exit 0", "taken: vfio-pci and vfio-pci, journals 2",
+		"the group's release: exit 0", "given: virtio-pci and virtio-pci, journals 0",
+		"when the host goes down: "+taken, "done")
+	if diff := cmp.Diff(want, said); diff != "" {
+		t.Fatalf("it says (-want +got):\n%s\nits console:\n%s", diff, console)
+	}
+
+	// What the disk keeps of that.
+	dir := filepath.Join(tree, gpu.JournalDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	journals := regexp.MustCompile(`rig-journal (\S+) (\S+)`).FindAllStringSubmatch(console, -1)
+	if len(journals) != 2 {
+		t.Fatalf("%d journals", len(journals))
+	}
+	for _, j := range journals {
+		data, err := base64.StdEncoding.DecodeString(j[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, j[1]), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said, console = runRig(t, debian, testenv.Initrd(t, debian, gpuRig, tree), "rig=again", 4*time.Minute)
+	want = []string{"after a crash of the host: " + free + "2",
+		"recover: 0000:01:00.1: the host has booted since, which undid the binding",
+		"recover: 0000:01:00.0: the host has booted since, which undid the binding",
+		"recovered: " + free + "0", "done"}
+	if diff := cmp.Diff(want, said); diff != "" {
+		t.Errorf("after a crash it says (-want +got):\n%s\nits console:\n%s", diff, console)
+	}
+}
+
+// rig returns what every rig is made of.
+func rig(t *testing.T) (debian, program string) {
+	t.Helper()
 	if testing.Short() {
-		t.Skip("boots a virtual machine")
+		t.Skip("boots virtual machines")
 	}
 	testenv.RequireQEMU(t)
 	program, err := buildOnce()
 	if err != nil {
 		t.Fatal(err)
 	}
-	debian := testenv.Debian13(t)
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "init"), []byte(gpuRig), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	pack := exec.Command("sh", "-euc", `
-busybox=$1/usr/bin/busybox; [ -e "$busybox" ] || busybox=$1/bin/busybox
-mkdir root && cd root && mkdir -p bin dev proc sys run root var/lib
-cp "$busybox" bin/busybox && cp "$1"/*.ko . && cp "$2" agentvm && mv ../init .
-find . | ./bin/busybox cpio -o -H newc >../initrd`, "sh", debian, program)
-	pack.Dir = dir
-	if out, err := pack.CombinedOutput(); err != nil {
-		t.Fatalf("pack an initrd: %v\n%s", err, out)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	qemu := exec.CommandContext(ctx, qemuBinary, "-M", "q35,kernel-irqchip=split", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "2",
-		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-		"-kernel", filepath.Join(debian, "boot/vmlinuz"), "-initrd", filepath.Join(dir, "initrd"),
-		"-append", "console=ttyS0 loglevel=1 no_timer_check intel_iommu=on iommu=pt",
-		"-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "pcie-root-port,id=rp0,chassis=1",
-		"-device", "virtio-gpu-pci,bus=rp0,addr=0x0.0x0,multifunction=on", "-device", "ich9-intel-hda,bus=rp0,addr=0x0.0x1")
-	var out bytes.Buffer
-	qemu.Stdout, qemu.Stderr = &out, &out
-	runErr := qemu.Run()
-	var said []string
-	for line := range strings.Lines(out.String()) {
-		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "rig "); ok {
-			said = append(said, text)
-		}
-	}
-	const free = "driver virtio-pci, override (null), second , journals 0"
-	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 2"
-	want := []string{"check: exit 0", "first: " + free, "bind: exit 0", "bound: " + taken, "again: exit 3",
-		"held: exit 3", "held: " + taken, "release: exit 0", "released: " + free}
-	for range 8 {
-		want = append(want, "killed: "+free)
-	}
-	want = append(want, "done")
-	if got := strings.Join(said, "\n"); got != strings.Join(want, "\n") {
-		t.Errorf("it says\n%s\nwant\n%s\n%v, its console:\n%s", got, strings.Join(want, "\n"), runErr, &out)
+	return testenv.Debian13(t), program
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/agentvm/agentvm/vm"
 )
 
@@ -17,6 +19,17 @@ func TestParseFillsDefaults(t *testing.T) {
 	}
 	if c.Image != DefaultImage || c.Resources.CPUs != DefaultCPUs || c.Resources.Memory != 4<<30 || c.Workspace.Mount != "/workspace" {
 		t.Errorf("got %+v", c)
+	}
+}
+
+func TestCards(t *testing.T) {
+	c, err := Parse("agentvm.yaml", []byte("version: 1\ngpu:\n  devices: [{use: 01:00.0, rom: a.rom}, {use: 10de:2330, count: 2}]\n  numa: 1\n  hugepages: 1GiB\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := GPU{Devices: []GPUDevice{{Use: "01:00.0", ROM: "a.rom"}, {Use: "10de:2330", Count: 2}}, NUMA: "1", HugePages: 1 << 30}
+	if diff := cmp.Diff(want, c.GPU); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -6,46 +6,78 @@
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+mkdir -p /dev/shm && mount -t tmpfs shm /dev/shm
 mount -t tmpfs run /run
-export PATH=/bin HOME=/root
+export PATH=/bin:/usr/bin HOME=/root
 exec </dev/null
+chown -R 0:0 /var/lib # whoever packed this was another user
 for module in irqbypass vfio vfio_iommu_type1 vfio-pci-core vfio-pci; do insmod /$module.ko; done
 
 card=0000:01:00.0
-at=/sys/bus/pci/devices/$card
+pci=/sys/bus/pci/devices
+journals=/var/lib/agentvm/gpu
+group=$(readlink $pci/$card/iommu_group)
+group=${group##*/}
+driver() { readlink $pci/$1/driver | grep -o '[^/]*$'; }
 is() { # is WHAT: how the card is
-	driver=$(readlink $at/driver)
-	echo "rig $1: driver ${driver##*/}, override $(cat $at/driver_override), second $(readlink $at/../0000:01:00.1/driver | grep -o '[^/]*$'), journals $(ls /var/lib/agentvm/gpu 2>/dev/null | wc -l)"
+	echo "rig $1: driver $(driver $card), override $(cat $pci/$card/driver_override), second $(driver 0000:01:00.1), journals $(ls $journals 2>/dev/null | wc -l)"
 }
 does() { # does NAME ARGUMENT...: the program's exit code
 	name=$1
 	shift
-	/agentvm gpu "$@"
+	/agentvm "$@"
 	echo "rig $name: exit $?"
 }
 
-does check check $card
-is first
-does bind bind $card
-is bound
-does again bind $card
-group=$(readlink $at/iommu_group)
-sh -c "exec 3<>/dev/vfio/${group##*/}; sleep 1000" &
-sleep 1
-does held release $card
-is held
-kill $!
-sleep 1
-does release release $card
-is released
-for wait in 0.1 0.2 0.25 0.3 0.35 0.4 0.5 0.6; do
-	/agentvm gpu bind $card &
-	sleep $wait
-	kill -9 $!
-	wait $!
-	/agentvm gpu recover
-	/agentvm gpu release $card # where the killed one had just finished
-	is killed
-done
+again() { # the host went down while the card was taken
+	is "after a crash of the host"
+	/agentvm gpu recover 2>&1 | sed 's/^agentvm: /rig recover: /'
+	is recovered
+}
+
+host() {
+	does check gpu check $card
+	is first
+	does bind gpu bind $card
+	is bound
+	does again gpu bind $card
+	sh -c "exec 3<>/dev/vfio/$group; sleep 1000" &
+	sleep 1
+	does held gpu release $card
+	is held
+	kill $!
+	sleep 1
+	does release gpu release $card
+	is released
+	caught=0
+	for step in override unbind probe bound probe override unbind kept; do
+		/agentvm gpu bind $card &
+		while kill -0 $! 2>/dev/null && ! grep -qs "\"step\":\"$step\"" $journals/*; do :; done
+		kill -9 $!
+		wait $!
+		[ "$(ls $journals)" = "" ] || caught=$((caught + 1))
+		/agentvm gpu recover
+		/agentvm gpu release $card # where the killed one had just finished
+		is killed
+	done
+	[ $caught -ge 4 ] && echo "rig killed: in the middle"
+
+	# Two devices behind a bridge of the old kind have one group.
+	one=$(ls $pci | sed -n 's/.*\(0000:03:0[1-9].0\)/\1/p' | head -n 1)
+	other=$(ls $pci | sed -n 's/.*\(0000:03:0[1-9].0\)/\1/p' | tail -n 1)
+	pair() { echo "rig $1: $(driver $one) and $(driver $other), journals $(ls $journals | wc -l)"; }
+	does "a stranger in the group" gpu bind $one
+	pair refused
+	does "the whole group" gpu bind $one $other
+	pair taken
+	does "the group's release" gpu release $one $other
+	pair given
+
+	/agentvm gpu bind $card
+	for j in $journals/*; do echo "rig-journal ${j##*/} $(base64 -w 0 $j)"; done
+	is "when the host goes down"
+}
+
+$(sed -n 's/.*rig=\([a-z]*\).*/\1/p' /proc/cmdline)
 echo rig done
 poweroff -f
