@@ -258,7 +258,7 @@ func commandline(m vm.Machine, c Config) *libvirtxml.DomainQEMUCommandline {
 		add(words...)
 	}
 	var without []string
-	for _, part := range []string{"graphics", "sata", "smbus"} {
+	for _, part := range []string{"graphics", "sata", "smbus", "i8042"} {
 		if slices.Contains(c.Caps.MachineProps, part) {
 			without = append(without, part+"=off")
 		}

@@ -22,7 +22,7 @@ func testConfig() Config {
 	return Config{
 		Caps: qemu.Caps{
 			Binary: "/usr/bin/qemu-system-x86_64", Machine: "pc-q35-7.2",
-			MachineProps: []string{"vmport", "hpet", "smm", "usb", "graphics", "sata", "smbus"},
+			MachineProps: []string{"vmport", "hpet", "smm", "usb", "graphics", "sata", "smbus", "i8042"},
 			Devices:      []string{"pcie-root-port", "vhost-user-fs-pci", "virtio-balloon-pci", "virtio-blk-pci", "virtserialport"},
 			Objects:      []string{"memory-backend-file", "memory-backend-memfd", "rng-builtin"},
 			Netdevs:      []string{"stream"},
