@@ -5,6 +5,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/base64"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,12 +16,69 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/gpu"
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/lifecycle"
 	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 //go:embed testdata/gpu-rig.sh
 var gpuRig string
+
+const (
+	rigUser   = 1878982656 // that root's machines run as
+	rigMemory = 192 << 20  // bytes of the machine
+)
+
+// rigMachine is a machine that has the rig's card.
+func rigMachine(t *testing.T, store instance.Store, name, id string, boot time.Duration) {
+	t.Helper()
+	inst, err := store.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := filepath.Join("/var/lib/agentvm/instances", name)
+	run := "/run/agentvm/" + id[:8] + "/vm"
+	spec := instance.Spec{Name: name, ID: id, BootTimeout: boot, Guest: instance.Guest{User: "agent", Home: "/home/agent"},
+		Machine: vm.Machine{
+			Name: name, UUID: id, CPUs: 1, Memory: rigMemory, HugePages: 2 << 20, Accel: vm.AccelTCG, Ports: 1,
+			Boot:    vm.Boot{Kernel: "/vmlinuz", Cmdline: "console=ttyS0 loglevel=1 no_timer_check nokaslr mitigations=off tsc=reliable cryptomgr.notests"},
+			NICs:    []vm.NIC{{MAC: "5a:94:ef:e4:0c:ee", Socket: run + "/net.sock"}},
+			Console: home + "/console.log", QMP: run + "/qmp.sock", RunAs: &vm.Owner{UID: rigUser, GID: rigUser},
+			Slots: []vm.Slot{{Functions: []vm.Function{
+				{Address: "0000:01:00.0", ID: "1af4:1050", Regions: []vm.Region{{Size: 16 << 10, Bits64: true, Prefetchable: true}}},
+				{Address: "0000:01:00.1", ID: "8086:293e", HideROM: true},
+			}}},
+		}}
+	if err := inst.WriteSpec(spec); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{lifecycle.ClientKeyFile, lifecycle.HostKeyFile} {
+		key, err := cloudinit.GenerateKey("rig")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(inst.Path(file), key.Private, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// innerQEMU copies this host's QEMU, and what it loads, into a tree.
+func innerQEMU(t *testing.T, tree string) {
+	t.Helper()
+	const script = `
+put() { for f; do [ ! -e "$f" ] || { mkdir -p "$tree$(dirname "$f")" && cp -L "$f" "$tree$f"; }; done; }
+tree=$1
+qemu=$(command -v qemu-system-x86_64)
+put "$qemu" /usr/lib/*/qemu/accel-tcg-x86_64.so /usr/share/seabios/bios-256k.bin /usr/share/qemu/bios-256k.bin /usr/share/qemu/kvmvapic.bin /usr/share/qemu/linuxboot_dma.bin
+put $(ldd "$qemu" | grep -o '/[^ ]*')`
+	if out, err := exec.Command("sh", "-euc", script, "sh", tree).CombinedOutput(); err != nil {
+		t.Fatalf("copy QEMU: %v\n%s", err, out)
+	}
+}
 
 // runRig boots the rig and returns what it says, and its console.
 func runRig(t *testing.T, debian, initrd, cmdline string, limit time.Duration) (said []string, console string) {
@@ -97,6 +155,37 @@ func TestGPURig(t *testing.T) {
 		"recovered: " + free + "0", "done"}
 	if diff := cmp.Diff(want, said); diff != "" {
 		t.Errorf("after a crash it says (-want +got):\n%s\nits console:\n%s", diff, console)
+	}
+}
+
+// TestGPUMachineRig gives the card to a machine, by the real supervisor and QEMU:
+// all memory is locked in huge pages, and it comes back when the machine is
+// stopped, when it does not come up, and when its supervisor is killed.
+func TestGPUMachineRig(t *testing.T) {
+	debian, program := rig(t)
+	tree := t.TempDir()
+	innerQEMU(t, tree)
+	store := instance.Store{Dirs: instance.Dirs{State: filepath.Join(tree, "var/lib/agentvm"), Cache: t.TempDir(), Run: t.TempDir()}}
+	rigMachine(t, store, "long", "0a0b0c0d-89ab-cdef-0123-456789abcdef", 20*time.Minute)
+	rigMachine(t, store, "short", "1a0b0c0d-89ab-cdef-0123-456789abcdef", 3*time.Second)
+	copyFile(t, program, filepath.Join(tree, "agentvm"))
+	copyFile(t, filepath.Join(debian, "boot/vmlinuz"), filepath.Join(tree, "vmlinuz"))
+	script := strings.ReplaceAll(gpuRig, "$VMUSER", fmt.Sprint(rigUser))
+	said, console := runRig(t, debian, testenv.Initrd(t, debian, script, tree), "rig=machine", 20*time.Minute)
+	const free = "driver virtio-pci, override (null), second , journals 0"
+	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 2"
+	want := []string{
+		"in a machine: " + taken, fmt.Sprintf("node: of user %d", rigUser),
+		fmt.Sprintf("qemu: user %d, may lock %d", rigUser, rigMemory+1<<30), "locked: all memory", "huge pages: 0 free",
+		"release under a machine: exit 3", "still in a machine: " + taken,
+		"supervisor killed: " + taken,
+		"doctor: ok    cards: 0000:01:00.1 was left behind", "doctor: ok    cards: 0000:01:00.0 was left behind", "after doctor: " + free,
+		"huge pages: 96 free",
+		"after a failed boot: " + free, `short: "state":"failed"`,
+		"in a machine again: " + taken, "stop: exit 0", "stopped: " + free,
+		"done"}
+	if diff := cmp.Diff(want, said); diff != "" {
+		t.Fatalf("it says (-want +got):\n%s\nits console:\n%s", diff, console)
 	}
 }
 

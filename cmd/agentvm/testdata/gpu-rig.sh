@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The init of a machine with an IOMMU of QEMU's: takes a display controller of
-# two functions from its driver and gives it back, by the real program. What
-# starts with "rig " is for the test.
+# two functions from its driver, gives it to a machine of its own, and gets it
+# back, by the real program. What starts with "rig " is for the test.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -10,7 +10,11 @@ mkdir -p /dev/shm && mount -t tmpfs shm /dev/shm
 mount -t tmpfs run /run
 export PATH=/bin:/usr/bin HOME=/root
 exec </dev/null
-chown -R 0:0 /var/lib # whoever packed this was another user
+# Whoever packed this was another user; QEMU runs as one of its own.
+chown -R 0:0 /var/lib
+chmod -R a+rX /usr /lib* /vmlinuz /inner 2>/dev/null; chmod 755 / /var /var/lib
+chmod 711 /var/lib/agentvm /var/lib/agentvm/instances /var/lib/agentvm/instances/* 2>/dev/null
+mkdir -m 711 /run/agentvm
 for module in irqbypass vfio vfio_iommu_type1 vfio-pci-core vfio-pci; do insmod /$module.ko; done
 
 card=0000:01:00.0
@@ -76,6 +80,49 @@ host() {
 	/agentvm gpu bind $card
 	for j in $journals/*; do echo "rig-journal ${j##*/} $(base64 -w 0 $j)"; done
 	is "when the host goes down"
+}
+
+dir=/var/lib/agentvm/instances
+begin() { # begin NAME: the life of a machine that has the card
+	: >$dir/$1/console.log
+	chown $VMUSER $dir/$1/console.log
+	/agentvm supervise $dir/$1 >/run/$1.log 2>&1 &
+	life=$!
+	while ! qemu=$(/agentvm status $1 --json | grep -o '"qemu":[0-9]*' | grep -o '[0-9]*'); do
+		kill -0 $life || { cat /run/$1.log; break; }
+		sleep 0.5
+	done
+}
+
+machine() {
+	echo 96 >/proc/sys/vm/nr_hugepages
+	begin long
+	is "in a machine"
+	echo "rig node: of user $(stat -c %u /dev/vfio/$group)"
+	echo "rig qemu: user $(sed -n 's/^Uid:.\([0-9]*\).*/\1/p' /proc/$qemu/status), may lock $(sed -n 's/^Max locked memory *\([0-9]*\) .*/\1/p' /proc/$qemu/limits)"
+	locked=$(sed -n 's/^VmLck:[^0-9]*\([0-9]*\) kB/\1/p' /proc/$qemu/status)
+	[ "$locked" -ge 196608 ] && echo "rig locked: all memory" || echo "rig locked: $locked kB"
+	pages=/sys/kernel/mm/hugepages/hugepages-2048kB
+	echo "rig huge pages: $(cat $pages/free_hugepages) free"
+	does "release under a machine" gpu release $card
+	is "still in a machine"
+	kill -9 $life
+	wait $life
+	is "supervisor killed"
+	/agentvm doctor >/run/doctor.log
+	grep -o '^ok  *cards: .* was left behind' /run/doctor.log | sed 's/^/rig doctor: /'
+	is "after doctor"
+	echo "rig huge pages: $(cat $pages/free_hugepages) free"
+
+	begin short
+	wait $life
+	is "after a failed boot"
+	echo "rig short: $(/agentvm status short --json | grep -o '"state":"[a-z]*"')"
+
+	begin long
+	is "in a machine again"
+	does stop stop --force long
+	is stopped
 }
 
 $(sed -n 's/.*rig=\([a-z]*\).*/\1/p' /proc/cmdline)
