@@ -41,6 +41,10 @@ type Spec struct {
 	// BootTimeout bounds the time from QEMU's start to a usable guest.
 	BootTimeout time.Duration `json:"bootTimeout"`
 
+	// RestoreTimeout bounds the time from the start of a restore to a usable
+	// guest. It is short, because booting is always left.
+	RestoreTimeout time.Duration `json:"restoreTimeout,omitempty"`
+
 	// Template marks a machine that is booted only to be saved, in SavedDir
 	// of its directory, for others to go on from.
 	Template bool `json:"template,omitempty"`

@@ -26,7 +26,9 @@ const (
 	mib         = 1 << 20
 	bootKVM     = 2 * time.Minute
 	bootTCG     = 6 * time.Minute
-	bootPerGiB  = 5 * time.Second // zeroing and mapping more memory takes longer
+	restoreKVM  = 10 * time.Second
+	restoreTCG  = time.Minute
+	perGiB      = 5 * time.Second // zeroing, mapping and loading more memory takes longer
 	workspaceFS = "workspace"     // virtiofs tag
 	minPorts    = 4               // as few as machines with different shares have in common
 )
@@ -52,11 +54,12 @@ func Resolve(in Inputs) instance.Spec {
 		Name: in.Name, ID: in.ID, Created: in.Created,
 		Workspace: in.Workspace.Path, View: in.View, Config: in.Project.ConfigPath,
 		Image: c.Image, ImageID: in.Image.ID, Agent: in.Profile.Name,
-		Disk:        int64(c.Resources.Disk),
-		BootTimeout: bootTimeout(in.Host.Accel, int64(c.Resources.Memory)),
-		Shares:      shares(in),
-		Network:     network(in),
-		Guest:       guest(in),
+		Disk:           int64(c.Resources.Disk),
+		BootTimeout:    timeout(bootKVM, bootTCG, in.Host.Accel, int64(c.Resources.Memory)),
+		RestoreTimeout: timeout(restoreKVM, restoreTCG, in.Host.Accel, int64(c.Resources.Memory)),
+		Shares:         shares(in),
+		Network:        network(in),
+		Guest:          guest(in),
 	}
 	spec.Machine = vm.Machine{
 		CPUs: int(c.Resources.CPUs), Memory: int64(c.Resources.Memory),
@@ -99,13 +102,13 @@ func place(spec instance.Spec, name, id, dir, run string, host Host) instance.Sp
 	return spec
 }
 
-// bootTimeout is generous: its end is a failure, and a loaded host is no reason for one.
-func bootTimeout(a vm.Accel, memory int64) time.Duration {
-	t := bootKVM
+// timeout is generous: its end is a failure, and a loaded host is no reason for one.
+func timeout(kvm, tcg time.Duration, a vm.Accel, memory int64) time.Duration {
+	t := kvm
 	if a == vm.AccelTCG {
-		t = bootTCG
+		t = tcg
 	}
-	return t + time.Duration(memory>>30)*bootPerGiB
+	return t + time.Duration(memory>>30)*perGiB
 }
 
 func boot(in Inputs) vm.Boot {

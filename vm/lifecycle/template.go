@@ -241,7 +241,7 @@ func (m *Manager) clear(ctx context.Context, inst *instance.Instance) error {
 func nobodys(plan plan, inst *instance.Instance, id string) instance.Spec {
 	s := plan.spec
 	spec := instance.Spec{
-		Created: time.Now().UTC(), Image: s.Image, ImageID: s.ImageID, Disk: s.Disk, BootTimeout: s.BootTimeout,
+		Created: time.Now().UTC(), Image: s.Image, ImageID: s.ImageID, Disk: s.Disk, BootTimeout: s.BootTimeout, RestoreTimeout: s.RestoreTimeout,
 		Guest:   instance.Guest{User: s.Guest.User, Home: s.Guest.Home},
 		Machine: s.Machine,
 	}

@@ -260,6 +260,7 @@ func sameMachine(a, b instance.Spec) bool {
 	a.Format, b.Format = 0, 0
 	a.Created, b.Created = time.Time{}, time.Time{}
 	a.BootTimeout, b.BootTimeout = 0, 0
+	a.RestoreTimeout, b.RestoreTimeout = 0, 0
 	a.Machine.Saved, b.Machine.Saved = "", ""
 	a.Hardware, b.Hardware = "", ""
 	return reflect.DeepEqual(a, b)

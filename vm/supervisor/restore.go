@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/line"
 	"github.com/agentvm/agentvm/vm/template"
@@ -20,29 +20,18 @@ import (
 // errRestore is any failure to go on from a saved state.
 var errRestore = errors.New("restore")
 
-// Waits of a restore. They are short because booting is always left; a machine
-// that was suspended with much in its memory takes longer to load.
-const (
-	restoreTimeout    = 10 * time.Second
-	restoreTimeoutTCG = time.Minute
-	restorePerGiB     = 5 * time.Second
-)
-
-func restoreLimit(m vm.Machine) time.Duration {
-	limit := restoreTimeout
-	if m.Accel == vm.AccelTCG {
-		limit = restoreTimeoutTCG
-	}
-	return limit + time.Duration(m.Memory>>30)*restorePerGiB
-}
-
 var errRestoreSlow = errors.New("the restored guest does not answer in time")
+
+// restoreTimeout bounds a restore.
+func (s *Supervisor) restoreTimeout() time.Duration {
+	return cmp.Or(s.spec.RestoreTimeout, s.spec.BootTimeout) // an older agentvm did not say
+}
 
 // restore brings everything up from a saved state. QEMU needs the network's
 // socket to start, and the shares only before the guest runs, so memory, QEMU
 // and the shares' servers come up at the same time.
 func (s *Supervisor) restore(ctx context.Context) error {
-	bounded, cancel := context.WithTimeoutCause(ctx, restoreLimit(s.spec.Machine), errRestoreSlow)
+	bounded, cancel := context.WithTimeoutCause(ctx, s.restoreTimeout(), errRestoreSlow)
 	defer cancel()
 	guest, warnings, err := s.goOn(bounded, ctx)
 	if err != nil {

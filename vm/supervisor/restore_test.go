@@ -155,3 +155,26 @@ func TestMakeTemplate(t *testing.T) {
 		})
 	}
 }
+
+// TestRestoredGuestHangs: a guest that says nothing is given up in time, and
+// that is the saved state's fault.
+func TestRestoredGuestHangs(t *testing.T) {
+	for name, harm := range map[string]func(*world){
+		"on the line": func(w *world) {
+			w.line.run = func(ctx context.Context, _ string, _ func(string)) error {
+				<-ctx.Done()
+				return context.Cause(ctx)
+			}
+		},
+		"at the login": func(w *world) { <-w.guests },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			harm(w)
+			l := begin(t, w, func(s *instance.Spec) { clone(t)(s); s.RestoreTimeout = 100 * time.Millisecond })
+			if s := l.until(instance.Failed); !s.RestoreFailed || !strings.Contains(s.Reason, "does not answer in time") {
+				t.Errorf("status %+v", s)
+			}
+		})
+	}
+}

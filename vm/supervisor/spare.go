@@ -68,7 +68,7 @@ func (s *Supervisor) startSpare(life context.Context) error {
 }
 
 func (s *Supervisor) makeSpare(life context.Context) (Line, error) {
-	ctx, cancel := context.WithTimeoutCause(life, restoreLimit(s.spec.Machine), errRestoreSlow)
+	ctx, cancel := context.WithTimeoutCause(life, s.restoreTimeout(), errRestoreSlow)
 	defer cancel()
 	if err := s.startNetwork(ctx); err != nil {
 		return nil, err
@@ -171,7 +171,7 @@ func rewriteSeed(open, want string) error {
 
 // becomeClaimed makes the machine that was claimed the one that it is to be.
 func (s *Supervisor) becomeClaimed(life context.Context, l Line) error {
-	ctx, cancel := context.WithTimeoutCause(life, restoreLimit(s.spec.Machine), errRestoreSlow)
+	ctx, cancel := context.WithTimeoutCause(life, s.restoreTimeout(), errRestoreSlow)
 	defer cancel()
 	warnings, err := s.claimed(ctx, life, l)
 	if err != nil {
