@@ -2,39 +2,15 @@ package cloudinit
 
 import (
 	"cmp"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/agentvm/agentvm/vm/line"
 )
-
-// The parts of programs for the serial line that are always the same: what
-// mounts shares, what names a machine, what makes a clone its own machine, and
-// what does no more than name or mount.
-var (
-	//go:embed shares.py
-	sharesProgram string
-	//go:embed name.py
-	nameProgram string
-	//go:embed clone.py
-	cloneProgram string
-)
-
-const claimProgram = `
-name_it()
-mount_shares()
-tell_lost()
-`
-
-const resumeProgram = `
-say("login")  # its sshd has been its own all along
-mount_shares()
-tell_lost()
-`
 
 // Template returns the part of cfg that a template may hold: what makes the
 // environment and nothing that makes one machine of it.
@@ -45,14 +21,14 @@ func (cfg Config) Template() Config {
 	return cfg
 }
 
-// clone is what a clone's program is told.
+// clone is what the guest's end of the line is told (package line, programs.py).
 type clone struct {
-	MachineID          string       `json:"machine_id"`
+	MachineID          string       `json:"machine_id,omitempty"`
 	Hostname           string       `json:"hostname"`
-	HostKey            string       `json:"host_key"`
-	HostKeyPublic      string       `json:"host_key_public"`
-	AuthorizedKeysFile string       `json:"authorized_keys_file"`
-	AuthorizedKeys     string       `json:"authorized_keys"`
+	HostKey            string       `json:"host_key,omitempty"`
+	HostKeyPublic      string       `json:"host_key_public,omitempty"`
+	AuthorizedKeysFile string       `json:"authorized_keys_file,omitempty"`
+	AuthorizedKeys     string       `json:"authorized_keys,omitempty"`
 	GitConfig          string       `json:"gitconfig"`
 	Home               string       `json:"home"` // shell words that make directories in the home directory
 	Shares             []cloneShare `json:"shares"`
@@ -64,42 +40,40 @@ type cloneShare struct {
 	ReadOnly bool   `json:"readonly"`
 }
 
-// CloneProgram returns a program for the serial line (package line) of a guest
-// that was booted from cfg.Template(). It makes the guest what a boot from cfg
-// would have made it. machineID becomes its machine-id(5): 32 hexadecimal
-// digits.
+// Clone is what makes a guest that was booted from cfg.Template() what a boot
+// from cfg would have made it. machineID becomes its machine-id(5): 32
+// hexadecimal digits.
 //
-// The program says "login" when the guest's own sshd listens, which is before
-// the shares are mounted, and after "warning: " what could not be had. The
-// guest's next boot, from cfg's own seed, does the same work once more.
-func CloneProgram(cfg Config, machineID string) (string, error) {
+// The guest says "login" when its own sshd listens, which is before the shares
+// are mounted, and after "warning: " what could not be had. Its next boot, from
+// cfg's own seed, does the same work once more.
+func Clone(cfg Config, machineID string) (line.Call, error) {
 	c, err := named(cfg)
 	if err != nil {
-		return "", err
+		return line.Call{}, err
 	}
 	keys, err := hostKeys(cfg.HostKey)
 	if err != nil {
-		return "", err
+		return line.Call{}, err
 	}
 	if keys == nil {
-		return "", fmt.Errorf("%w: a clone needs a host key of its own", ErrInvalid)
+		return line.Call{}, fmt.Errorf("%w: a clone needs a host key of its own", ErrInvalid)
 	}
 	c.MachineID = machineID
 	c.HostKey, c.HostKeyPublic = keys.ED25519Private, keys.ED25519Public
 	c.AuthorizedKeysFile = path.Join(cfg.User.Home(), ".ssh/authorized_keys")
 	c.AuthorizedKeys = strings.Join(append(slices.Clone(cfg.AuthorizedKeys), ""), "\n")
-	return program(c, sharesProgram+"\n\n"+nameProgram+"\n\n"+cloneProgram)
+	return call(line.Clone, c)
 }
 
-// ClaimProgram returns a program for the serial line (package line) of a guest
-// that CloneProgram has made a machine of its own, without a name and shares:
-// it gives it those of cfg, and says what CloneProgram's says.
-func ClaimProgram(cfg Config) (string, error) {
+// Claim is what gives a guest that was cloned without a name and shares those
+// of cfg. It says what it could not have as Clone does.
+func Claim(cfg Config) (line.Call, error) {
 	c, err := named(cfg)
 	if err != nil {
-		return "", err
+		return line.Call{}, err
 	}
-	return program(c, sharesProgram+"\n\n"+nameProgram+claimProgram)
+	return call(line.Claim, c)
 }
 
 // named is what gives a clone its name and its shares.
@@ -127,25 +101,19 @@ func named(cfg Config) (clone, error) {
 	return c, nil
 }
 
-// ResumeProgram returns a program for the serial line (package line) of a
-// machine that goes on from what it was itself: it mounts the shares again, and
-// says what CloneProgram's says.
-func ResumeProgram(mounts []ShareMount) (string, error) {
+// Resume is what gives a machine that goes on from what it was itself its shares
+// again. It says what Clone does.
+func Resume(mounts []ShareMount) (line.Call, error) {
 	c := clone{Shares: []cloneShare{}}
 	for _, m := range mounts {
 		c.Shares = append(c.Shares, cloneShare(m))
 	}
-	return program(c, sharesProgram+resumeProgram)
+	return call(line.Resume, c)
 }
 
-// program gives a program what it is told.
-func program(c clone, text string) (string, error) {
+func call(function string, c clone) (line.Call, error) {
 	data, err := json.Marshal(c)
-	if err != nil {
-		return "", err
-	}
-	// A JSON text of ASCII alone is a Python string literal when quoted once more.
-	return "import json\nguest = json.loads(" + strconv.QuoteToASCII(string(data)) + ")\n" + text, nil
+	return line.Call{Function: function, Data: data}, err
 }
 
 func shellWords(words Command) string {

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/agentvm/agentvm/vm/testenv"
+	"github.com/agentvm/agentvm/vm/line"
 )
 
 const testMachineID = "0123456789abcdef0123456789abcdef"
@@ -45,33 +45,18 @@ func cloneConfig(t *testing.T) Config {
 	return cfg
 }
 
-// TestCloneProgram lets Python judge the syntax, with values that try to break
-// out of it.
-func TestCloneProgram(t *testing.T) {
-	const python = "/usr/bin/python3"
-	testenv.Require(t, python)
+// TestClone: what the guest is told is what was meant, whatever it looks like.
+func TestClone(t *testing.T) {
 	cfg := cloneConfig(t)
 	cfg.Mounts = append(cfg.Mounts, ShareMount{Tag: "mount7", Target: `/home/agent/it's"here";$(reboot)ü` + "`reboot`", ReadOnly: true})
 	cfg.Git.Name = `O'Brien "$(reboot)" \n 🦉`
-	program, err := CloneProgram(cfg, testMachineID)
+	call, err := Clone(cfg, testMachineID)
 	if err != nil {
 		t.Fatal(err)
-	}
-	// Compiled, not run: only the values are looked at.
-	cmd := exec.Command(python, "-c", `import sys, json
-program = sys.stdin.read()
-compile(program, "clone", "exec")
-head = "\n".join(program.split("\n")[:2])
-exec(head)
-json.dump(guest, sys.stdout)`)
-	cmd.Stdin = strings.NewReader(program)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
 	}
 	var got clone
-	if err := json.Unmarshal(out, &got); err != nil {
-		t.Fatal(err)
+	if err := json.Unmarshal(call.Data, &got); err != nil || call.Function != line.Clone {
+		t.Fatalf("%s: %v", call.Function, err)
 	}
 	last := got.Shares[len(got.Shares)-1]
 	if want := cfg.Mounts[len(cfg.Mounts)-1]; last != (cloneShare{want.Tag, want.Target, true}) || !strings.Contains(got.GitConfig, `O'Brien \"$(reboot)\" \\n 🦉`) ||
@@ -83,7 +68,7 @@ json.dump(guest, sys.stdout)`)
 	}
 }
 
-func TestCloneProgramRefuses(t *testing.T) {
+func TestCloneRefuses(t *testing.T) {
 	for name, alter := range map[string]func(*Config){
 		"an image with a boot loader": func(c *Config) { c.Partitioned = true },
 		"no host key":                 func(c *Config) { c.HostKey = nil },
@@ -93,8 +78,27 @@ func TestCloneProgramRefuses(t *testing.T) {
 	} {
 		cfg := cloneConfig(t)
 		alter(&cfg)
-		if _, err := CloneProgram(cfg, testMachineID); err == nil {
+		if _, err := Clone(cfg, testMachineID); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// TestClaim: a machine that waited is told its name and its shares, and no key.
+func TestClaim(t *testing.T) {
+	cfg := cloneConfig(t)
+	call, err := Claim(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got clone
+	if err := json.Unmarshal(call.Data, &got); err != nil || call.Function != line.Claim {
+		t.Fatalf("%s: %v", call.Function, err)
+	}
+	if got.Hostname == "" || got.GitConfig == "" || len(got.Shares) != len(cfg.Mounts) {
+		t.Errorf("the guest is told %+v", got)
+	}
+	if strings.Contains(string(call.Data), "PRIVATE KEY") || got.MachineID != "" || got.AuthorizedKeys != "" {
+		t.Errorf("the guest is told %s", call.Data)
 	}
 }

@@ -12,7 +12,7 @@ const Format = 1
 
 // Files of an instance directory that its maker and its supervisor share.
 const (
-	CloneFile    = "clone.py"  // makes a guest that goes on from Machine.Saved this machine
+	CallFile     = "call.json" // makes a guest that goes on from Machine.Saved this machine (a line.Call)
 	SavedDir     = "saved"     // what a template's machine, or a suspended one, is saved in
 	SnapshotsDir = "snapshots" // a directory for each
 	WorkspaceDir = "workspace" // a snapshot's copy of the workspace

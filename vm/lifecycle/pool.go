@@ -249,11 +249,8 @@ func (m *Manager) offer(ctx context.Context, inst *instance.Instance, s Spare, p
 	if err := writeSeed(inst, cfg); err != nil {
 		return spec, err
 	}
-	program, err := cloudinit.ClaimProgram(cfg)
-	if err != nil {
-		return spec, fmt.Errorf("describe the guest: %w", err)
-	}
-	if err := renameio.WriteFile(inst.Path(instance.CloneFile), []byte(program), 0o600); err != nil {
+	call, err := cloudinit.Claim(cfg)
+	if err := writeCall(inst, call, err); err != nil {
 		return spec, err
 	}
 	if err := inst.WriteClaim(spec); err != nil {

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/line"
 )
 
 // Files that Prepare makes in an instance's directory.
@@ -57,8 +59,11 @@ func makeFiles(ctx context.Context, inst *instance.Instance, spec instance.Spec,
 	if err := writeSeed(inst, cfg); err != nil {
 		return err
 	}
-	if err := writeCloneProgram(inst, spec, cfg); err != nil {
-		return err
+	if spec.Machine.Saved != "" {
+		call, err := cloudinit.Clone(cfg, strings.ReplaceAll(spec.ID, "-", ""))
+		if err := writeCall(inst, call, err); err != nil {
+			return err
+		}
 	}
 	if err := emptyConsole(inst); err != nil {
 		return err
@@ -96,17 +101,18 @@ func writeSeed(inst *instance.Instance, cfg cloudinit.Config) error {
 	return seed.WriteISO(inst.Path(SeedFile))
 }
 
-// writeCloneProgram writes what makes a guest that was restored from a template
-// this machine; it holds the host key.
-func writeCloneProgram(inst *instance.Instance, spec instance.Spec, cfg cloudinit.Config) error {
-	if spec.Machine.Saved == "" {
-		return nil
-	}
-	program, err := cloudinit.CloneProgram(cfg, strings.ReplaceAll(spec.ID, "-", ""))
+// writeCall writes what makes a guest that goes on from a saved state this
+// machine, unless err says that it could not be described. A clone's host key is
+// in it.
+func writeCall(inst *instance.Instance, call line.Call, err error) error {
 	if err != nil {
 		return fmt.Errorf("describe the guest: %w", err)
 	}
-	return renameio.WriteFile(inst.Path(instance.CloneFile), []byte(program), 0o600)
+	data, err := json.Marshal(call)
+	if err != nil {
+		return fmt.Errorf("describe the guest: %w", err)
+	}
+	return renameio.WriteFile(inst.Path(instance.CallFile), data, 0o600)
 }
 
 // seedConfig is the guest in cloud-init's terms, without its keys.

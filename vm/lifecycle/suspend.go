@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/config"
@@ -68,7 +66,7 @@ func (m *Manager) saveable(inst *instance.Instance, memory bool) (instance.Spec,
 	if spec.Hardware == "" {
 		return spec, status, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q was started by an older agentvm, and cannot be saved", inst.Name)), "agentvm restart "+inst.Name)
 	}
-	return spec, status, writeResumeProgram(inst, spec)
+	return spec, status, writeResume(inst, spec)
 }
 
 // notSaved says what has become of a machine that could not be saved.
@@ -80,17 +78,14 @@ func (m *Manager) notSaved(inst *instance.Instance, done string, err error) erro
 	return vm.WithHint(fmt.Errorf("%q was not %s: %w", inst.Name, done, err), "agentvm status "+inst.Name+" says how it is")
 }
 
-// writeResumeProgram writes what gives a guest its shares again, over the line.
-func writeResumeProgram(inst *instance.Instance, spec instance.Spec) error {
+// writeResume writes what gives a guest its shares again.
+func writeResume(inst *instance.Instance, spec instance.Spec) error {
 	var mounts []cloudinit.ShareMount
 	for _, s := range spec.Shares {
 		mounts = append(mounts, cloudinit.ShareMount{Tag: s.Tag, Target: s.Target, ReadOnly: s.ReadOnly})
 	}
-	program, err := cloudinit.ResumeProgram(mounts)
-	if err != nil {
-		return fmt.Errorf("describe the guest: %w", err)
-	}
-	return renameio.WriteFile(inst.Path(instance.CloneFile), []byte(program), 0o600)
+	call, err := cloudinit.Resume(mounts)
+	return writeCall(inst, call, err)
 }
 
 // discardSaved gives up what a suspended machine would go on from, and what an
@@ -149,7 +144,7 @@ func (m *Manager) goOn(ctx context.Context, inst *instance.Instance, spec instan
 	if err := checkMemory(spec.Machine.Memory); err != nil {
 		return res, err
 	}
-	if err := writeResumeProgram(inst, spec); err != nil {
+	if err := writeResume(inst, spec); err != nil {
 		return res, err
 	}
 	if err := emptyConsole(inst); err != nil {

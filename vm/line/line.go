@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/rand"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,13 +25,31 @@ import (
 const Port = "org.agentvm.line"
 
 // Listener is the guest's end, a Python program for root. It says that it is
-// ready, sets the clock and the kernel's random numbers right with every program
-// that comes, runs it, and ends when the host hangs up. A process that is there
+// ready, sets the clock and the kernel's random numbers right with everything
+// that comes, does it, and ends when the host hangs up. A process that is there
 // already, with what it needs in memory, has a restored guest in order in half
 // the time that starting date(1), mount(8) and their like would take.
-//
-//go:embed listen.py
-var Listener string
+var Listener = strings.Replace(listen, "# PROGRAMS\n", programs, 1)
+
+var (
+	//go:embed listen.py
+	listen string
+	//go:embed programs.py
+	programs string
+)
+
+// Functions that the guest's end has. What they are told is package cloudinit's.
+const (
+	Clone  = "clone"  // makes the guest a machine of its own
+	Claim  = "claim"  // gives a clone its name and its shares
+	Resume = "resume" // gives the guest its shares again
+)
+
+// Call is a function and what it is told.
+type Call struct {
+	Function string          `json:"function"`
+	Data     json.RawMessage `json:"data"`
+}
 
 // Words of the guest's end.
 const (
@@ -94,11 +113,20 @@ func (l *Line) Ready(ctx context.Context) error {
 // line that it says as it comes. A program that fails is a *ProgramError. The
 // guest gets the host's time and 256 random bits along with it.
 func (l *Line) Run(ctx context.Context, program string, each func(text string)) error {
+	return l.send(ctx, "", program, each)
+}
+
+// Call is Run for a function that the guest's end has.
+func (l *Line) Call(ctx context.Context, c Call, each func(text string)) error {
+	return l.send(ctx, " "+c.Function, string(c.Data), each)
+}
+
+func (l *Line) send(ctx context.Context, function, text string, each func(text string)) error {
 	return l.within(ctx, "serial line", func() error {
 		entropy := make([]byte, 32)
 		_, _ = rand.Read(entropy) // never fails
 		now := time.Now()
-		if _, err := fmt.Fprintf(l.conn, "%d %d.%09d %x\n%s", len(program), now.Unix(), now.Nanosecond(), entropy, program); err != nil {
+		if _, err := fmt.Fprintf(l.conn, "%d %d.%09d %x%s\n%s", len(text), now.Unix(), now.Nanosecond(), entropy, function, text); err != nil {
 			return err
 		}
 		var last []string

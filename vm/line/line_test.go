@@ -2,6 +2,7 @@ package line
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -40,6 +41,16 @@ func guest(t *testing.T, f func(c net.Conn)) *Line {
 	t.Cleanup(func() { line.Close() })
 	return line
 }
+
+// namesProgram fails where a function uses a name that there is not.
+const namesProgram = `
+import builtins, dis, types
+for name, f in list(globals().items()):
+    if isinstance(f, types.FunctionType):
+        for i in dis.get_instructions(f):
+            if i.opname == "LOAD_GLOBAL" and i.argval not in globals() and not hasattr(builtins, i.argval):
+                raise NameError(f"{name} uses {i.argval}")
+`
 
 // TestListener talks to the real listener, on a socket instead of a port, and
 // without the rights to set the clock.
@@ -84,6 +95,26 @@ func TestListener(t *testing.T) {
 	}
 	if err := l.Run(t.Context(), strings.Repeat("pass # a long program\n", 10000), nil); err != nil {
 		t.Errorf("long program: %v", err)
+	}
+	got = nil
+	if err := l.Run(t.Context(), "def hello(told): say('hello ' + told['name'])", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Call(t.Context(), Call{"hello", json.RawMessage(`{"name": "it's \"ü\""}`)}, keep); err != nil || !slices.Equal(got, []string{`hello it's "ü"`}) {
+		t.Errorf("%v, %q", err, got)
+	}
+	for _, c := range []Call{{"nothing", []byte("{}")}, {Clone, []byte("{}")}, {Claim, []byte("{")}} {
+		if err := l.Call(t.Context(), c, nil); !errors.As(err, &failed) {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
+	if err := l.Run(t.Context(), namesProgram, nil); err != nil {
+		t.Error(err)
+	}
+	for _, function := range []string{Clone, Claim, Resume} {
+		if err := l.Run(t.Context(), "callable("+function+") or 1/0", nil); err != nil {
+			t.Errorf("%s: %v", function, err)
+		}
 	}
 	got = nil
 	if err := l.Run(t.Context(), "say(f'{heard[0]} {heard[1]}')", keep); err != nil || len(got) != 1 {

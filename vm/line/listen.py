@@ -1,19 +1,24 @@
 #!/usr/bin/python3
 """The guest's end of the machine's serial line.
 
-Runs the programs that the host sends: a line with the program's length in
-bytes, the time in seconds since 1970 and 64 hexadecimal digits of entropy,
-then the program itself, in Python. A program writes text with say(). What a
-program is likely to need is imported here, before the guest is saved.
+Runs what the host asks for: a line with a length in bytes, the time in
+seconds since 1970, 64 hexadecimal digits of entropy and perhaps the name of a
+function, then so many bytes: what the function is told, in JSON, or without a
+name a program in Python. Both write text with say(). What they are likely to
+need is imported here, before the guest is saved.
 """
 
+import atexit
 import ctypes
 import fcntl
 import glob
 import io
+import json
 import os
 import shutil
+import signal
 import socket
+import stat
 import struct
 import subprocess
 import threading
@@ -61,13 +66,18 @@ def run(script):
         raise RuntimeError(f"a shell script ended with exit code {p.returncode}")
 
 
+# PROGRAMS
+
 say("agentvm-ready")
 while header := line.readline():
-    length, now, entropy = header.split()
-    program = line.read(int(length))
+    length, now, entropy, *function = header.split()
+    text = line.read(int(length))
     try:
         awake(float(now), bytes.fromhex(entropy.decode()))
-        exec(compile(program, "line", "exec"))
+        if function:
+            globals()[function[0].decode()](json.loads(text))
+        else:
+            exec(compile(text, "line", "exec"))
         say("agentvm-done 0")
     except Exception as error:
         say(traceback.format_exc(limit=-1).rstrip("\n").replace("agentvm-done", ""))

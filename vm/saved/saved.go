@@ -20,7 +20,7 @@ import (
 )
 
 // Format is the version of the files.
-const Format = 1
+const Format = 2
 
 // Files of the directory.
 const (

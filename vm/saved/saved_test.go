@@ -3,6 +3,7 @@ package saved
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -120,7 +121,7 @@ func TestDamage(t *testing.T) {
 		"a flipped bit of state":  alter(stateFile, flip),
 		"state cut short":         alter(stateFile, cut),
 		"index cut short":         alter(indexFile, cut),
-		"another format":          alter(indexFile, replace(`"format":1`, `"format":2`)),
+		"another format":          alter(indexFile, replace(fmt.Sprintf(`"format":%d`, Format), fmt.Sprintf(`"format":%d`, Format+1))),
 		"a segment outside":       alter(indexFile, replace(`[4096,`, `[16777216,`)),
 		"a segment too long":      alter(indexFile, replace(`,262144]`, `,262145]`)),
 		"no memory":               func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, memoryFile)) },

@@ -9,6 +9,7 @@ import (
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/line"
 )
 
 // Parts starts the pieces of a machine. Wire gives the real ones; tests give
@@ -88,6 +89,7 @@ type Machine interface {
 type Line interface {
 	Ready(ctx context.Context) error
 	Run(ctx context.Context, program string, each func(text string)) error
+	Call(ctx context.Context, c line.Call, each func(text string)) error
 	Close() error
 }
 

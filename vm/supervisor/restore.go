@@ -3,6 +3,7 @@ package supervisor
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -96,7 +97,7 @@ func (s *Supervisor) wakeRestored(ctx context.Context) (Guest, []string, error) 
 // wake plugs the first n shares into the paused machine, lets it run, and makes
 // it the machine that it is to be.
 func (s *Supervisor) wake(ctx context.Context, l Line, n int) (Guest, []string, error) {
-	program, err := os.ReadFile(s.inst.Path(instance.CloneFile))
+	call, err := s.call()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -116,12 +117,21 @@ func (s *Supervisor) wake(ctx context.Context, l Line, n int) (Guest, []string, 
 		return nil, nil, err
 	}
 	s.trace("resume", began)
-	return s.become(ctx, l, string(program))
+	return s.become(ctx, l, call)
+}
+
+// call is what makes the guest what it is to be.
+func (s *Supervisor) call() (c line.Call, err error) {
+	data, err := os.ReadFile(s.inst.Path(instance.CallFile))
+	if err != nil {
+		return c, err
+	}
+	return c, json.Unmarshal(data, &c)
 }
 
 // become makes the guest the machine that it is to be. The login, which takes
 // the longest, begins as soon as the guest's own sshd is there.
-func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest, []string, error) {
+func (s *Supervisor) become(ctx context.Context, l Line, call line.Call) (Guest, []string, error) {
 	began := time.Now()
 	login := make(chan struct{})
 	var parts errgroup.Group
@@ -142,7 +152,7 @@ func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest,
 		s.trace("ssh", began)
 		return nil
 	})
-	warnings, err := s.tell(ctx, l, program, sync.OnceFunc(func() { s.trace("login", began); close(login) }))
+	warnings, err := s.tell(ctx, l, call, sync.OnceFunc(func() { s.trace("login", began); close(login) }))
 	if err != nil {
 		cancel()
 		_ = parts.Wait() // it ends because of err, which says more
@@ -151,11 +161,11 @@ func (s *Supervisor) become(ctx context.Context, l Line, program string) (Guest,
 	return guest, warnings, parts.Wait()
 }
 
-// tell runs a program that makes the guest what it is to be, and returns what
-// that could not do. login is called when somebody can log in.
-func (s *Supervisor) tell(ctx context.Context, l Line, program string, login func()) (warnings []string, err error) {
+// tell makes the guest what it is to be, and returns what it could not have.
+// login is called when somebody can log in.
+func (s *Supervisor) tell(ctx context.Context, l Line, call line.Call, login func()) (warnings []string, err error) {
 	defer s.trace("clone", time.Now())
-	err = l.Run(ctx, program, func(text string) {
+	err = l.Call(ctx, call, func(text string) {
 		if text == "login" {
 			login()
 			return

@@ -16,8 +16,8 @@ import (
 func clone(t *testing.T) func(*instance.Spec) {
 	return func(s *instance.Spec) {
 		s.Machine.Saved = "/template"
-		path := strings.Replace(s.Machine.Console, "console.log", instance.CloneFile, 1)
-		if err := os.WriteFile(path, []byte("become test"), 0o600); err != nil {
+		path := strings.Replace(s.Machine.Console, "console.log", instance.CallFile, 1)
+		if err := os.WriteFile(path, []byte(`{"function":"become","data":"test"}`), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -39,7 +39,7 @@ func TestRestore(t *testing.T) {
 	if !s.Restored || s.RestoreFailed {
 		t.Errorf("status %+v", s)
 	}
-	if script != "become test" {
+	if script != `become "test"` {
 		t.Errorf("script %q", script)
 	}
 	var names []string

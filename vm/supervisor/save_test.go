@@ -26,7 +26,7 @@ func savable(t *testing.T) (*world, func(*instance.Spec)) {
 		s.Machine.Disks = []vm.Disk{{Path: disk}}
 		for path, content := range map[string]string{
 			disk: "the disk",
-			strings.Replace(s.Machine.Console, "console.log", instance.CloneFile, 1): "mount",
+			strings.Replace(s.Machine.Console, "console.log", instance.CallFile, 1): `{"function":"mount","data":[]}`,
 		} {
 			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 				t.Fatal(err)
@@ -90,7 +90,7 @@ func TestSnapshot(t *testing.T) {
 		if disk, err := os.ReadFile(dir + "/root.qcow2"); string(disk) != "the disk" {
 			t.Errorf("when it runs again its disk is %q, %v", disk, err)
 		}
-		if script != "mount" {
+		if script != "mount []" {
 			t.Errorf("program %q", script)
 		}
 		each("login")

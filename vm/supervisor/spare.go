@@ -184,7 +184,7 @@ func (s *Supervisor) becomeClaimed(life context.Context, l Line) error {
 // claimed lets the guest run while its shares are being served, and gives it
 // its name and the shares.
 func (s *Supervisor) claimed(ctx, life context.Context, l Line) (warnings []string, err error) {
-	program, err := os.ReadFile(s.inst.Path(instance.CloneFile))
+	call, err := s.call()
 	if err != nil {
 		return nil, err
 	}
@@ -205,6 +205,6 @@ func (s *Supervisor) claimed(ctx, life context.Context, l Line) (warnings []stri
 		}
 	}
 	s.trace("resume", began)
-	warnings, err = s.tell(ctx, l, string(program), func() {})
+	warnings, err = s.tell(ctx, l, call, func() {})
 	return warnings, failedRestore(err)
 }

@@ -49,7 +49,7 @@ func claimant(t *testing.T, l *life, seed string) *instance.Instance {
 	spec.Machine.Disks = []vm.Disk{{Path: inst.Path("root.qcow2")}, {Path: inst.Path("seed.iso")}}
 	if err := errors.Join(inst.WriteClaim(spec),
 		os.WriteFile(inst.Path("seed.iso"), []byte(seed), 0o600),
-		os.WriteFile(inst.Path(instance.CloneFile), []byte("become mine"), 0o600)); err != nil {
+		os.WriteFile(inst.Path(instance.CallFile), []byte(`{"function":"become","data":"mine"}`), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	return inst
@@ -80,7 +80,7 @@ func TestSpare(t *testing.T) {
 	if want := []string{"resume", "pause", "resume", "plug 0 workspace"}; !slices.Equal(*w.machine.did, want) {
 		t.Errorf("the machine did %q, want %q", *w.machine.did, want)
 	}
-	if want := []string{"become test", "become mine"}; !slices.Equal(programs, want) {
+	if want := []string{`become "test"`, `become "mine"`}; !slices.Equal(programs, want) {
 		t.Errorf("programs %q, want %q", programs, want)
 	}
 	if spec, err := l.inst.Spec(); err != nil || spec.Name != "mine" {

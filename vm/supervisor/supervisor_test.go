@@ -17,6 +17,7 @@ import (
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/line"
 )
 
 // mortal is a piece that ends when told to.
@@ -77,6 +78,10 @@ func (l fakeLine) Run(ctx context.Context, script string, each func(string)) err
 	}
 	each("login")
 	return nil
+}
+
+func (l fakeLine) Call(ctx context.Context, c line.Call, each func(string)) error {
+	return l.Run(ctx, c.Function+" "+string(c.Data), each)
 }
 
 func (m fakeMachine) Kill() error { m.die(errors.New("killed")); return nil }
