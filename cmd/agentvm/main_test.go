@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/share"
 	"github.com/agentvm/agentvm/vm/testenv"
 )
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 type tests struct{ *testing.M }
 
 func (t tests) Run() int {
-	defer os.RemoveAll(built)
+	defer func() { os.RemoveAll(built) }() // it has no name before they run
 	return t.M.Run()
 }
 
@@ -55,6 +56,11 @@ func isolate(env *testscript.Env) error {
 	}
 	env.Setenv("EXE", exe)
 	env.Setenv("AGENTVM_HOME", filepath.Join(home, "agentvm"))
+	dirs, err := instance.FindDirs(env.Getenv, os.Getuid())
+	if err != nil {
+		return err
+	}
+	env.Defer(func() { os.RemoveAll(dirs.Run) }) // outside the home, where its path would be too long
 	return os.MkdirAll(home, 0o755)
 }
 
