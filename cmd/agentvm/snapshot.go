@@ -131,7 +131,8 @@ its programs end. The workspace stays as it is. With the snapshot's memory it go
 at once; a snapshot of the disk alone leaves it stopped, for start to boot.
 
 With --workspace that is put back too. What it is now, and the machine's disk, are kept
-as the snapshot before-restore; one of an earlier restore is deleted.`,
+as the snapshot before-restore; that of an earlier restore is deleted when this one has
+succeeded.`,
 		Args: usageArgs(cobra.ExactArgs(1)), ValidArgsFunction: a.completeSnapshots,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.onSnapshots(func(m *lifecycle.Manager, inst *instance.Instance) error {

@@ -400,13 +400,11 @@ func (p parts) Guest(ctx context.Context, inst *instance.Instance, spec instance
 		return nil, err
 	}
 	cfg := ssh.Config{User: spec.Guest.User, Key: key, HostKey: hostKey.PublicKey()}
-	if spec.Spare != "" {
-		cfg.KeepAlive = -1 // it is paused, and answers nothing
-	}
 	client, err := ssh.Connect(ctx, func(ctx context.Context) (net.Conn, error) { return dial(ctx, 22) }, cfg)
 	if err != nil {
 		return nil, err
 	}
+	client.Watch(spec.Spare == "") // a spare is paused, and answers nothing
 	return &runningGuest{Client: client, hostKey: hostKey, log: p.log}, nil
 }
 

@@ -253,3 +253,67 @@ func TestReachable(t *testing.T) {
 		t.Errorf("closed: %v, hint %q", err, vm.Hint(err))
 	}
 }
+
+// TestClaim: a claim is accepted or withdrawn, never both, and what is left of
+// a spare does not harm the instance that it has become.
+func TestClaim(t *testing.T) {
+	dirs := Dirs{State: t.TempDir(), Cache: t.TempDir(), Run: t.TempDir()}
+	store := Store{Dirs: dirs}
+	spare, id, err := store.CreateSpare()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inst, err := store.Create("mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := Spec{Name: "mine", ID: id}
+	if !inst.WithdrawClaim() {
+		t.Error("without a claim there is one that was accepted")
+	}
+	for range 2 {
+		if err := inst.WriteClaim(spec); err != nil {
+			t.Fatal(err)
+		}
+		if !inst.WithdrawClaim() || inst.AcceptClaim() == nil {
+			t.Error("accepted after it was withdrawn")
+		}
+	}
+	if err := errors.Join(inst.WriteClaim(spec), inst.AcceptClaim()); err != nil {
+		t.Fatal(err)
+	}
+	if inst.WithdrawClaim() {
+		t.Error("withdrawn after it was accepted")
+	}
+	// The supervisor is killed in the middle.
+	if err := errors.Join(spare.WriteSpec(spec), spare.WriteStatus(Status{State: Spare}), os.MkdirAll(inst.RunDir(id), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	moved, err := spare.BeginClaim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, err := store.Spares(); err != nil || len(list) != 0 {
+		t.Errorf("in the pool: %v, %v", list, err)
+	}
+	release, err := moved.LockLive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.SweepClaimed(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(moved.Dir); err != nil {
+		t.Errorf("removed from under its supervisor: %v", err)
+	}
+	release()
+	if err := store.SweepClaimed(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(moved.Dir); !os.IsNotExist(err) {
+		t.Errorf("left: %v", err)
+	}
+	if _, err := os.Stat(inst.RunDir(id)); err != nil {
+		t.Errorf("the instance's sockets are gone: %v", err)
+	}
+}

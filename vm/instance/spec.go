@@ -12,11 +12,17 @@ const Format = 1
 
 // Files of an instance directory that its maker and its supervisor share.
 const (
-	CallFile     = "call.json" // makes a guest that goes on from Machine.Saved this machine (a line.Call)
-	SavedDir     = "saved"     // what a template's machine, or a suspended one, is saved in
-	SnapshotsDir = "snapshots" // a directory for each
-	WorkspaceDir = "workspace" // a snapshot's copy of the workspace
+	ClientKeyFile = "client_key" // SSH key that opens the guest
+	HostKeyFile   = "host_key"   // the guest's SSH host key
+	CallFile      = "call.json"  // makes a guest that goes on from Machine.Saved this machine (a line.Call)
+	SavedDir      = "saved"      // what a template's machine, or a suspended one, is saved in
+	SnapshotsDir  = "snapshots"  // a directory for each
+	WorkspaceDir  = "workspace"  // a snapshot's copy of the workspace
 )
+
+// SpareFiles go with a machine of the pool to the instance that it becomes,
+// beside its console and its disks.
+var SpareFiles = []string{ClientKeyFile, HostKeyFile, "qemu.log", "supervisor.log"}
 
 // Spec is everything that a supervisor needs to run one instance. It is
 // decided once, by whoever creates or changes the instance, and only read by

@@ -25,6 +25,7 @@ import (
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/saved"
+	"github.com/agentvm/agentvm/vm/tree"
 )
 
 // Store is the set of a user's instances.
@@ -179,13 +180,35 @@ func (i *Instance) Lock(ctx context.Context, wait func()) (release func(), err e
 	return release, nil
 }
 
+// LockWorkspaces keeps machines from being started while workspaces are copied
+// or put back, by whoever is copying, and workspaces from being copied while
+// machines are started. wait is called once if one has to wait for the other.
+func (s Store) LockWorkspaces(ctx context.Context, copying bool, wait func()) (release func(), err error) {
+	if err := s.Dirs.Make(); err != nil {
+		return nil, err
+	}
+	l := flock.New(filepath.Join(s.Dirs.State, "workspaces.lock"), flock.SetPermissions(0o600))
+	try, keepTrying := l.TryRLock, l.TryRLockContext
+	if copying {
+		try, keepTrying = l.TryLock, l.TryLockContext
+	}
+	if release, err = lockWith(ctx, l, try, keepTrying, wait); err != nil {
+		return nil, fmt.Errorf("lock the workspaces: %w", err)
+	}
+	return release, nil
+}
+
 // lock waits for the lock file at path, and calls wait once if it has to.
 func lock(ctx context.Context, path string, wait func()) (release func(), err error) {
 	l := flock.New(path, flock.SetPermissions(0o600))
-	ok, err := l.TryLock()
+	return lockWith(ctx, l, l.TryLock, l.TryLockContext, wait)
+}
+
+func lockWith(ctx context.Context, l *flock.Flock, try func() (bool, error), keepTrying func(context.Context, time.Duration) (bool, error), wait func()) (release func(), err error) {
+	ok, err := try()
 	if err == nil && !ok {
 		wait()
-		_, err = l.TryLockContext(ctx, 50*time.Millisecond)
+		_, err = keepTrying(ctx, 50*time.Millisecond)
 	}
 	return func() { _ = l.Unlock() }, err
 }
@@ -211,7 +234,7 @@ func (i *Instance) Remove() error {
 			return fmt.Errorf("remove sockets of %q: %w", i.Name, err)
 		}
 	}
-	if err := os.RemoveAll(i.Dir); err != nil {
+	if err := tree.Remove(i.Dir); err != nil { // a snapshot's copy may have anything in it
 		return fmt.Errorf("remove instance %q: %w", i.Name, err)
 	}
 	return nil

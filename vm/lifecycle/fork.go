@@ -40,7 +40,7 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 		return nil, err
 	}
 	if !view {
-		if err := m.aloneWith(inst, spec.Workspace); err != nil {
+		if err := m.ownWorkspace(inst, spec); err != nil {
 			return nil, err
 		}
 	}
@@ -53,15 +53,8 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 		return nil, err
 	}
 	copied := 0
-	err = keepSaved(inst, made.dir)
-	for ; err == nil && copied < n; copied++ {
-		if view {
-			continue
-		}
-		report.Note("copying %s to %s", spec.Workspace, targets[copied].dir)
-		if err = tree.Copy(ctx, targets[copied].dir, spec.Workspace); err != nil {
-			break
-		}
+	if err = keepSaved(inst, made.dir); err == nil {
+		copied, err = m.copyForks(ctx, inst, spec, targets, report)
 	}
 	if _, goneOn := m.resume(context.WithoutCancel(ctx), inst, spec, report); goneOn != nil {
 		err = errors.Join(err, fmt.Errorf("%q did not go on: %w", inst.Name, goneOn))
@@ -77,11 +70,32 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 		if t.view {
 			continue // the directory is the original's
 		}
-		if rmErr := os.RemoveAll(t.dir); rmErr != nil { // nobody has worked in it
+		if rmErr := tree.Remove(t.dir); rmErr != nil { // nobody has worked in it
 			err = errors.Join(err, rmErr)
 		}
 	}
 	return forks, err
+}
+
+// copyForks copies the workspace for each fork that is to have a copy, and
+// returns how many targets are as they should be.
+func (m *Manager) copyForks(ctx context.Context, inst *instance.Instance, spec instance.Spec, targets []forkTarget, report Report) (copied int, err error) {
+	if targets[0].view {
+		return len(targets), nil
+	}
+	release, err := m.copying(ctx, inst, spec, func() { report.Note("a machine is being started; waiting for that") })
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	for _, t := range targets {
+		report.Note("copying %s to %s", spec.Workspace, t.dir)
+		if err := tree.Copy(ctx, t.dir, spec.Workspace); err != nil {
+			return copied, err
+		}
+		copied++
+	}
+	return copied, nil
 }
 
 // forkTarget is where one fork goes.
@@ -118,19 +132,24 @@ func (m *Manager) forkTargets(inst *instance.Instance, spec instance.Spec, n int
 	return list, nil
 }
 
+// within reports whether path a is b or lies below it.
+func within(a, b string) bool { return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
+
 // aloneWith makes sure that no other machine that runs can change dir.
 func (m *Manager) aloneWith(inst *instance.Instance, dir string) error {
 	list, err := m.Store.List()
 	if err != nil {
 		return err
 	}
-	within := func(a, b string) bool { return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
 	for _, other := range list {
 		if other.Name == inst.Name {
 			continue
 		}
 		status, err := other.Status()
-		if err != nil || !status.State.Live() {
+		if err != nil {
+			return fmt.Errorf("whether %q works in %s is not known: %w", other.Name, dir, err)
+		}
+		if !status.State.Live() {
 			continue
 		}
 		spec, err := other.Spec()

@@ -12,8 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/template"
@@ -68,7 +66,8 @@ func lookAtSpare(inst *instance.Instance) (Spare, bool) {
 // FillPool makes the pool hold m.Pool machines of the project's environment,
 // after wait, and none of any other. It returns how many it has made.
 func (m *Manager) FillPool(ctx context.Context, p Project, opt UpOptions, wait time.Duration, report Report) (made int, err error) {
-	ws, err := CheckDirectory(p.Workspace(), m.Home, true) // nothing of it is shared
+	opt.AllowWide = true // nothing of it is shared
+	ws, err := CheckDirectory(p.Workspace(), m.Home, opt.AllowWide)
 	if err != nil {
 		return 0, err
 	}
@@ -119,11 +118,13 @@ func (m *Manager) DrainPool(ctx context.Context, wait func()) (ended int, err er
 		return 0, err
 	}
 	defer release()
-	spares, err := m.Spares()
+	before, err := m.Spares()
 	if err != nil {
 		return 0, err
 	}
-	return len(spares), m.endSpares(ctx, func(Spare) bool { return false })
+	err = m.endSpares(ctx, func(Spare) bool { return false })
+	after, listErr := m.Spares()
+	return len(before) - len(after), errors.Join(err, listErr)
 }
 
 // endSpares ends the machines of the pool but those to keep, and removes what
@@ -134,6 +135,7 @@ func (m *Manager) endSpares(ctx context.Context, keep func(Spare) bool) error {
 	if err != nil {
 		return err
 	}
+	err = m.Store.SweepClaimed()
 	for _, inst := range list {
 		release, ok := inst.TryLock()
 		if !ok {
@@ -200,22 +202,24 @@ func (m *Manager) claimSpare(ctx context.Context, inst *instance.Instance, plan 
 		return spec, status, false, err
 	}
 	for _, s := range spares {
-		release, ok := s.Instance.TryLock()
-		if s.Spec.Spare != from.Key || !ok {
+		if s.Spec.Spare != from.Key {
 			continue
 		}
-		spec, err = m.offer(ctx, inst, s, plan)
-		if err == nil {
+		release, ok := s.Instance.TryLock()
+		if !ok {
+			continue
+		}
+		spec, err = m.offer(ctx, inst, s, plan, report)
+		if err == nil || !inst.WithdrawClaim() { // it may have been accepted while nobody listened any more
 			begun()
 			status, err = m.awaitClaimed(ctx, inst, spec, report)
 			release()
 			return spec, status, true, err
 		}
-		inst.WithdrawClaim()
 		if ctx.Err() == nil {
 			report.Note("a machine of the pool could not be used, and is ended: %v", err)
-			err = m.clear(ctx, s.Instance)
 		}
+		err = errors.Join(ctx.Err(), m.clear(context.WithoutCancel(ctx), s.Instance))
 		release()
 		if err != nil {
 			return spec, status, false, err
@@ -225,27 +229,20 @@ func (m *Manager) claimSpare(ctx context.Context, inst *instance.Instance, plan 
 }
 
 // offer makes what a waiting machine has to know to become inst, and asks it to.
-func (m *Manager) offer(ctx context.Context, inst *instance.Instance, s Spare, plan plan) (instance.Spec, error) {
+func (m *Manager) offer(ctx context.Context, inst *instance.Instance, s Spare, plan plan, report Report) (instance.Spec, error) {
 	id := s.Spec.ID
 	spec := place(plan.spec, inst.Name, id, inst.Dir, inst.RunDir(id), plan.host)
 	spec.Hardware, spec.Machine.Saved = s.Spec.Hardware, s.Spec.Machine.Saved
 	cfg := seedConfig(spec, plan)
-	for _, k := range []struct {
-		file string
-		use  func(cloudinit.KeyPair)
-	}{
-		{ClientKeyFile, func(k cloudinit.KeyPair) { cfg.AuthorizedKeys = []string{k.Public} }},
-		{HostKeyFile, func(k cloudinit.KeyPair) { cfg.HostKey = k.Private }},
-	} {
-		pair, err := keyPair(s.Instance.Path(k.file), "")
-		if err != nil {
-			return spec, err
-		}
-		if err := renameio.WriteFile(inst.Path(k.file), pair.Private, 0o600); err != nil {
-			return spec, fmt.Errorf("write key: %w", err)
-		}
-		k.use(pair)
+	client, err := keyPair(s.Instance.Path(ClientKeyFile), "")
+	if err != nil {
+		return spec, err
 	}
+	host, err := keyPair(s.Instance.Path(HostKeyFile), "")
+	if err != nil {
+		return spec, err
+	}
+	cfg.AuthorizedKeys, cfg.HostKey = []string{client.Public}, host.Private
 	if err := writeSeed(inst, cfg); err != nil {
 		return spec, err
 	}
@@ -256,6 +253,11 @@ func (m *Manager) offer(ctx context.Context, inst *instance.Instance, s Spare, p
 	if err := inst.WriteClaim(spec); err != nil {
 		return spec, err
 	}
+	release, err := m.Store.LockWorkspaces(ctx, false, func() { report.Note("a workspace is being copied; waiting for that") })
+	if err != nil {
+		return spec, err
+	}
+	defer release() // its status says by then that it lives
 	return spec, m.client(inst, spec).Adopt(ctx, inst.Dir)
 }
 
@@ -272,13 +274,13 @@ func (m *Manager) awaitClaimed(ctx context.Context, inst *instance.Instance, spe
 
 // fillLater starts a program of its own that fills the pool for the project's
 // environment, once the command that needed a machine has left the host in peace.
-func (m *Manager) fillLater(p Project, opt UpOptions) error {
+func (m *Manager) fillLater(p Project, agent string) error {
 	args := []string{"-C", p.Dir, "pool", "fill", "--after", fillDelay.String()}
 	if p.ConfigPath != "" {
 		args = append(args, "--config", p.ConfigPath)
 	}
-	if opt.Agent != "" {
-		args = append(args, "--agent", opt.Agent)
+	if agent != "" {
+		args = append(args, "--agent", agent)
 	}
 	log, err := os.OpenFile(filepath.Join(m.Store.Dirs.State, PoolLog), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {

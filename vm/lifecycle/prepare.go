@@ -25,8 +25,8 @@ const (
 	SeedFile      = "seed.iso"
 	VarsFile      = "efivars.fd"
 	ConsoleFile   = "console.log"
-	ClientKeyFile = "client_key"
-	HostKeyFile   = "host_key"
+	ClientKeyFile = instance.ClientKeyFile
+	HostKeyFile   = instance.HostKeyFile
 )
 
 // prepare makes what the machine needs on disk and does not have yet: keys,

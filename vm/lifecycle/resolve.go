@@ -39,7 +39,7 @@ type Inputs struct {
 	Created   time.Time
 	Project   Project
 	Workspace Directory
-	View      bool        // whatever the project says, the workspace is only looked at
+	View      bool        // whatever the project says, nothing that is shared can be written to
 	Mounts    []Directory // as Project.Config.Mounts
 	Profile   agent.Profile
 	Image     *images.Image
@@ -135,7 +135,7 @@ func shares(in Inputs) []instance.Share {
 	for i, m := range in.Project.Config.Mounts {
 		list = append(list, instance.Share{
 			Tag: fmt.Sprintf("mount%d", i), Source: in.Mounts[i].Path, Target: guestPath(m.Target),
-			ReadOnly: m.ReadOnly, Owner: in.Mounts[i].Owner,
+			ReadOnly: m.ReadOnly || in.View, Owner: in.Mounts[i].Owner,
 		})
 	}
 	return list

@@ -49,8 +49,8 @@ func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, n
 	switch err := vm.ValidName(name); {
 	case err != nil:
 		return Snapshot{}, vm.Classify(vm.ErrUsage, fmt.Errorf("name of a snapshot: %w", err))
-	case name == undoSnapshot:
-		return Snapshot{}, vm.Classify(vm.ErrUsage, fmt.Errorf("%q is what a restore keeps of the time before", name))
+	case strings.HasPrefix(name, undoSnapshot):
+		return Snapshot{}, vm.Classify(vm.ErrUsage, fmt.Errorf("%q would look like what a restore keeps of the time before", name))
 	}
 	release, err := inst.Lock(ctx, wait)
 	if err != nil {
@@ -60,9 +60,9 @@ func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, n
 	if _, err := os.Lstat(snapshotDir(inst, name)); err == nil {
 		return Snapshot{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q has a snapshot %q", inst.Name, name)), "choose another name, or agentvm snapshot rm "+name)
 	}
-	s, err := m.makeSnapshot(inst, name, func(s *Snapshot) error { return m.saveTo(ctx, inst, s, opt) })
+	s, err := m.makeSnapshot(inst, name, func(s *Snapshot) error { return m.saveTo(ctx, inst, s, opt, wait) })
 	if err != nil {
-		return s, errors.Join(err, os.RemoveAll(s.dir))
+		return s, errors.Join(err, tree.Remove(s.dir))
 	}
 	return s, m.publish(inst, &s)
 }
@@ -72,7 +72,7 @@ func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, n
 func (m *Manager) makeSnapshot(inst *instance.Instance, name string, save func(*Snapshot) error) (Snapshot, error) {
 	// The directory's name is none that a snapshot can have. An older one was left by a killed command.
 	s := Snapshot{Name: name, Created: time.Now().UTC().Truncate(time.Second), dir: snapshotDir(inst, ".making")}
-	if err := errors.Join(os.RemoveAll(s.dir), os.MkdirAll(filepath.Dir(s.dir), 0o700)); err != nil {
+	if err := errors.Join(tree.Remove(s.dir), os.MkdirAll(filepath.Dir(s.dir), 0o700)); err != nil {
 		return s, fmt.Errorf("make snapshot: %w", err)
 	}
 	if err := save(&s); err != nil {
@@ -96,14 +96,14 @@ func (m *Manager) makeSnapshot(inst *instance.Instance, name string, save func(*
 func (m *Manager) publish(inst *instance.Instance, s *Snapshot) error {
 	dir := snapshotDir(inst, s.Name)
 	if err := os.Rename(s.dir, dir); err != nil {
-		return errors.Join(fmt.Errorf("make snapshot: %w", err), os.RemoveAll(s.dir))
+		return errors.Join(fmt.Errorf("make snapshot: %w", err), tree.Remove(s.dir))
 	}
 	s.dir = dir
 	return nil
 }
 
 // saveTo saves the machine as it is, running or not.
-func (m *Manager) saveTo(ctx context.Context, inst *instance.Instance, s *Snapshot, opt SnapshotOptions) (err error) {
+func (m *Manager) saveTo(ctx context.Context, inst *instance.Instance, s *Snapshot, opt SnapshotOptions, wait func()) (err error) {
 	status, err := inst.Status()
 	if err != nil {
 		return err
@@ -112,9 +112,11 @@ func (m *Manager) saveTo(ctx context.Context, inst *instance.Instance, s *Snapsh
 		return err
 	}
 	if opt.Workspace {
-		if err := m.ownWorkspace(inst, s.Spec); err != nil {
+		release, err := m.copying(ctx, inst, s.Spec, wait)
+		if err != nil {
 			return err
 		}
+		defer release()
 	}
 	switch {
 	case status.State.Live():
@@ -155,7 +157,25 @@ func (m *Manager) ownWorkspace(inst *instance.Instance, spec instance.Spec) erro
 	if spec.View {
 		return vm.Classify(vm.ErrUsage, fmt.Errorf("%q only looks at %s, which is another machine's", inst.Name, spec.Workspace))
 	}
+	for _, dir := range []string{m.Store.Dirs.State, m.Store.Dirs.Cache} {
+		if within(dir, spec.Workspace) {
+			return vm.Classify(vm.ErrUsage, fmt.Errorf("%s holds agentvm's own files (%s), and cannot be copied whole", spec.Workspace, dir))
+		}
+	}
 	return m.aloneWith(inst, spec.Workspace)
+}
+
+// copying is ownWorkspace for as long as until release: no machine is started
+// meanwhile.
+func (m *Manager) copying(ctx context.Context, inst *instance.Instance, spec instance.Spec, wait func()) (release func(), err error) {
+	if release, err = m.Store.LockWorkspaces(ctx, true, wait); err != nil {
+		return nil, err
+	}
+	if err := m.ownWorkspace(inst, spec); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
 }
 
 // workspace is the copy of the workspace that is part of the snapshot.
@@ -226,14 +246,14 @@ func (m *Manager) Snapshot(inst *instance.Instance, name string) (Snapshot, erro
 	if err := json.Unmarshal(data, &s); err != nil {
 		return s, vm.WithHint(fmt.Errorf("snapshot %q is damaged: %w", name, err), "agentvm snapshot rm "+name+" deletes it")
 	}
+	s.Name = name // what a restore keeps is renamed
 	return s, nil
 }
 
-// undoSnapshot has what a workspace, and the disk, were before they were put back.
+// undoSnapshot has what workspace and disk were before they were put back.
+// Earlier ones get this name with more after it, and go once a restore has
+// succeeded.
 const undoSnapshot = "before-restore"
-
-// lastUndo is the one before that, for as long as it may be what is put back.
-const lastUndo = ".last"
 
 // RestoreSnapshot makes the machine what it was: what it is now, and what it
 // has not written to the workspace, is lost. With the snapshot's memory it goes
@@ -243,8 +263,10 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, 
 	// Before anything is ended for it.
 	if s, err := m.Snapshot(inst, name); err != nil {
 		return Result{}, err
-	} else if workspace && !s.Workspace {
-		return Result{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("snapshot %q does not have the workspace", name)), "agentvm snapshot create --workspace makes one that has")
+	} else if workspace {
+		if err := m.canPutBack(inst, s); err != nil {
+			return Result{}, err
+		}
 	}
 	if _, err := m.stop(ctx, inst, 0); err != nil {
 		return Result{}, err
@@ -262,11 +284,19 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, 
 		return Result{}, err
 	}
 	if workspace {
-		defer os.RemoveAll(snapshotDir(inst, lastUndo))
-		if err := m.putBackWorkspace(ctx, inst, &s, report); err != nil {
+		if err := m.putBackWorkspace(ctx, inst, &s, report, wait); err != nil {
 			return Result{}, err
 		}
 	}
+	res, err := m.restoreTo(ctx, inst, s, report)
+	if err == nil && workspace {
+		err = m.removeOldUndos(inst)
+	}
+	return res, err
+}
+
+// restoreTo makes the machine what it was, but for the workspace.
+func (m *Manager) restoreTo(ctx context.Context, inst *instance.Instance, s Snapshot, report Report) (Result, error) {
 	if err := m.putBack(inst, s); err != nil {
 		return Result{}, err
 	}
@@ -282,37 +312,72 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, 
 	}
 	res, err := m.goOn(ctx, inst, s.Spec, s.dir, report)
 	if err != nil && ctx.Err() == nil {
-		err = fmt.Errorf("the machine has the disk of snapshot %q, and could not go on from its memory: %w", name, err)
+		err = fmt.Errorf("the machine has the disk of snapshot %q, and could not go on from its memory: %w", s.Name, err)
 	}
 	return res, err
 }
 
+// canPutBack says why the workspace of s cannot be put back.
+func (m *Manager) canPutBack(inst *instance.Instance, s Snapshot) error {
+	if !s.Workspace {
+		return vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("snapshot %q does not have the workspace", s.Name)), "agentvm snapshot create --workspace makes one that has")
+	}
+	return errors.Join(m.ownWorkspace(inst, s.Spec), tree.CanPutBack())
+}
+
 // putBackWorkspace makes the workspace what it was when s was made, and keeps
 // what it is now, with the machine's disk, for another restore.
-func (m *Manager) putBackWorkspace(ctx context.Context, inst *instance.Instance, s *Snapshot, report Report) error {
-	if err := m.ownWorkspace(inst, s.Spec); err != nil {
+func (m *Manager) putBackWorkspace(ctx context.Context, inst *instance.Instance, s *Snapshot, report Report, wait func()) error {
+	if err := m.canPutBack(inst, *s); err != nil {
 		return err
 	}
-	undo, err := m.makeSnapshot(inst, undoSnapshot, func(u *Snapshot) error {
-		u.Spec = s.Spec
+	release, err := m.copying(ctx, inst, s.Spec, wait)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := os.MkdirAll(s.Spec.Workspace, 0o755); err != nil { // it may be what was lost
+		return fmt.Errorf("put the workspace back: %w", err)
+	}
+	undo, err := m.makeSnapshot(inst, undoSnapshot, func(u *Snapshot) (err error) {
+		if u.Spec, err = inst.Spec(); err != nil {
+			return err
+		}
 		return m.copyStopped(ctx, inst, u, true)
 	})
 	if err != nil {
-		return errors.Join(err, os.RemoveAll(undo.dir))
+		return errors.Join(err, tree.Remove(undo.dir))
 	}
-	// Should that be what is to be restored, it is not lost for the restore.
-	last := snapshotDir(inst, lastUndo)
-	if err := os.RemoveAll(last); err != nil {
-		return fmt.Errorf("keep the workspace: %w", err)
-	}
-	if err := os.Rename(snapshotDir(inst, undoSnapshot), last); err == nil && s.Name == undoSnapshot {
-		s.dir = last
+	// The earlier one may be what is to be put back, or all that is left of a
+	// restore that failed.
+	if earlier := snapshotDir(inst, undoSnapshot); exists(earlier) {
+		moved := snapshotDir(inst, fmt.Sprintf("%s-%d", undoSnapshot, time.Now().UnixMilli()))
+		if err := os.Rename(earlier, moved); err != nil {
+			return errors.Join(fmt.Errorf("keep the workspace: %w", err), tree.Remove(undo.dir))
+		}
+		if s.dir == earlier {
+			s.dir = moved
+		}
 	}
 	if err := m.publish(inst, &undo); err != nil {
 		return err
 	}
 	report.Note("what %s is now is kept as snapshot %s", s.Spec.Workspace, undoSnapshot)
 	return tree.PutBack(ctx, s.Spec.Workspace, s.workspace())
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// removeOldUndos deletes what earlier restores have kept.
+func (m *Manager) removeOldUndos(inst *instance.Instance) (err error) {
+	old, _ := filepath.Glob(snapshotDir(inst, undoSnapshot+"-*"))
+	for _, dir := range old {
+		err = errors.Join(err, tree.Remove(dir))
+	}
+	return err
 }
 
 // putBack replaces the machine's disk by the snapshot's. Until all of that is
@@ -359,7 +424,7 @@ func (m *Manager) RemoveSnapshot(ctx context.Context, inst *instance.Instance, n
 	if _, err := os.Lstat(dir); err != nil {
 		return vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("%q has no snapshot %q", inst.Name, name)), "agentvm snapshot ls "+inst.Name+" lists them")
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := tree.Remove(dir); err != nil {
 		return fmt.Errorf("remove snapshot %q: %w", name, err)
 	}
 	return nil

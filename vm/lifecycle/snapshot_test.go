@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -69,6 +70,88 @@ func TestWorkspaceSnapshot(t *testing.T) {
 	}
 	if _, err := m.CreateSnapshot(t.Context(), inst, undoSnapshot, SnapshotOptions{}, func() {}); !errors.Is(err, vm.ErrUsage) {
 		t.Errorf("under a name that is taken: %v", err)
+	}
+}
+
+// TestWorkspaceNotPutBack: a restore that ends halfway loses nothing, not even
+// what an earlier one had kept and this one was to put back.
+func TestWorkspaceNotPutBack(t *testing.T) {
+	testenv.Require(t, "rsync")
+	m := testManager(t)
+	inst, ws := stopped(t, m)
+	file := filepath.Join(ws, "file")
+	write := func(text string) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(inst.Path(OverlayFile), []byte(text), 0o600), os.WriteFile(file, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("one")
+	if _, err := m.CreateSnapshot(t.Context(), inst, "one", SnapshotOptions{Workspace: true}, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	write("precious")
+	if _, err := m.RestoreSnapshot(t.Context(), inst, "one", true, &notes{}, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	// Interrupted when all is prepared for putting back.
+	ctx, cancel := context.WithCancel(t.Context())
+	r := interrupting{&notes{}, cancel}
+	if _, err := m.RestoreSnapshot(ctx, inst, undoSnapshot, true, r, func() {}); !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v", err)
+	}
+	list, err := m.Snapshots(inst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept string
+	for _, s := range list {
+		if text, _ := os.ReadFile(filepath.Join(s.workspace(), "file")); string(text) == "precious" {
+			kept = s.Name
+		}
+	}
+	if _, err := m.RestoreSnapshot(t.Context(), inst, kept, true, &notes{}, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(file); string(got) != "precious" {
+		t.Errorf("put back: %q, %v", got, err)
+	}
+	if list, err := m.Snapshots(inst); err != nil || len(list) != 2 {
+		t.Errorf("kept: %+v, %v", list, err)
+	}
+}
+
+// interrupting is a Report that calls off what it hears of.
+type interrupting struct {
+	*notes
+	cancel func()
+}
+
+func (r interrupting) Note(string, ...any) { r.cancel() }
+
+// TestWorkspaceHeld: a machine that is started waits for a copy, and the other
+// way round.
+func TestWorkspaceHeld(t *testing.T) {
+	m := testManager(t)
+	release, err := m.Store.LockWorkspaces(t.Context(), true, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	waited := false
+	if _, err := m.Store.LockWorkspaces(ctx, false, func() { waited = true; cancel() }); err == nil || !waited {
+		t.Errorf("a machine is started while a workspace is copied: %v", err)
+	}
+	release()
+	for range 2 { // machines do not wait for one another
+		if release, err = m.Store.LockWorkspaces(t.Context(), false, func() { t.Error("it waits") }); err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	if _, err := m.Store.LockWorkspaces(ctx, true, cancel); err == nil {
+		t.Error("a workspace is copied while a machine is started")
 	}
 }
 

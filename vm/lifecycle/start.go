@@ -74,6 +74,12 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = supervisorEnv(os.Environ())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's Ctrl-C is for us alone
+	// Until its status says that it lives, who copies a workspace cannot know.
+	release, err := m.Store.LockWorkspaces(ctx, false, func() { report.Note("a workspace is being copied; waiting for that") })
+	if err != nil {
+		return instance.Status{}, err
+	}
+	defer release()
 	if err := closeOnExec(); err != nil {
 		return instance.Status{}, fmt.Errorf("start the supervisor: %w", err)
 	}
@@ -97,6 +103,7 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 		}
 		return failure(inst, err)
 	}
+	release()
 	status, err := m.await(ctx, inst, spec, report)
 	if ctx.Err() != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), slack(spec))

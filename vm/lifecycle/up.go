@@ -174,7 +174,7 @@ func (m *Manager) bring(ctx context.Context, p Project, inst *instance.Instance,
 	}
 	spec, status, err = m.launch(ctx, inst, plan, from, begun, report)
 	if err == nil && from != nil && m.Pool > 0 {
-		if err := m.fillLater(p, opt); err != nil {
+		if err := m.fillLater(p, spec.AgentChosen); err != nil {
 			report.Note("%v", err)
 		}
 	}

@@ -65,14 +65,16 @@ def hand_over_key(path, key):
     pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
         f.write(key)
-    os.rename(path + ".new", path)
+    os.rename(path + ".new", path)  # in place of the link to the pipe
     os.write(pipe, key.encode())
     os.close(pipe)
 
 
 def renew_sshd():
-    """Gives sshd memory of its own, when the first command is over most likely."""
-    time.sleep(10)
+    """Gives sshd memory of its own, when the first command is over most likely,
+    or when the listener is told to end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    signal.sigtimedwait([signal.SIGTERM], 10)
     restart_sshd()
 
 

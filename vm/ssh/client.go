@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	gossh "golang.org/x/crypto/ssh"
@@ -78,6 +79,9 @@ type Client struct {
 	routeMu sync.Mutex
 	routes  map[string]func(gossh.NewChannel)
 	slots   chan struct{}
+
+	resting atomic.Bool  // no keepalives are sent
+	watches atomic.Int64 // how often that has changed
 }
 
 // newClient owns conn from now on.
@@ -97,11 +101,11 @@ func newClient(conn gossh.Conn, opens <-chan gossh.NewChannel, reqs <-chan *goss
 	return c
 }
 
-// Watch begins to send keepalives, at the default pace, over a connection that
-// was made without them.
-func (c *Client) Watch() {
-	cfg := Config{}.withDefaults()
-	go c.keepAlive(cfg.KeepAlive, cfg.KeepAliveTimeout)
+// Watch says whether a guest that does not answer keepalives counts as hung,
+// as it does at first. One that is paused does not.
+func (c *Client) Watch(on bool) {
+	c.resting.Store(!on)
+	c.watches.Add(1)
 }
 
 // Done is closed when the connection has ended.
@@ -158,6 +162,10 @@ func (c *Client) keepAlive(every, timeout time.Duration) {
 			return
 		case <-time.After(every):
 		}
+		watch := c.watches.Load()
+		if c.resting.Load() {
+			continue
+		}
 		answered := make(chan struct{})
 		go func() {
 			defer close(answered)
@@ -168,6 +176,9 @@ func (c *Client) keepAlive(every, timeout time.Duration) {
 			return
 		case <-answered:
 		case <-time.After(timeout):
+			if watch != c.watches.Load() {
+				continue // it was paused meanwhile
+			}
 			c.fail(ErrHung)
 			return
 		}

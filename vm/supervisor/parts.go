@@ -99,8 +99,9 @@ type Guest interface {
 	Err() error
 	// Run runs a shell script and returns its exit code.
 	Run(ctx context.Context, script string, out io.Writer) (int, error)
-	// Watch begins to notice a guest that is gone without a word.
-	Watch()
+	// Watch says whether a guest that answers nothing is to be taken for gone;
+	// one that is paused is not.
+	Watch(on bool)
 	// Copy puts a host file or directory into the guest.
 	Copy(ctx context.Context, src, dst string) error
 	// Serve proxies SSH clients of l onto the connection until the guest is gone or l is closed.

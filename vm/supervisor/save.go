@@ -138,7 +138,7 @@ func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, er
 	}
 	switch {
 	case failed != nil:
-		_ = os.RemoveAll(req.Dir)
+		_ = tree.Remove(req.Dir)
 	case req.end:
 		return nil, nil
 	}
@@ -281,24 +281,30 @@ func (s *Supervisor) tryCopy(life context.Context, req saveRequest) (refused, er
 	ctx, callOff := context.WithCancelCause(ctx)
 	defer callOff(nil)
 	defer context.AfterFunc(req.ctx, func() { callOff(errors.New("interrupted")) })()
-	if code, err := s.guest.Run(ctx, "sync", &head{}); err != nil || code != 0 {
-		return fmt.Errorf("the guest could not write down what it has of the disk: exit code %d: %w", code, err), nil
+	switch code, err := s.guest.Run(ctx, "sync", &head{}); {
+	case err != nil:
+		return fmt.Errorf("the guest could not write down what it has of the disk: %w", err), nil
+	case code != 0:
+		return fmt.Errorf("the guest could not write down what it has of the disk: exit code %d", code), nil
 	}
 	s.to(instance.Saving, "")
 	defer s.trace("save", time.Now())
-	if err := s.machine.Pause(ctx); err != nil {
-		return nil, fmt.Errorf("pause the machine: %w", err)
-	}
-	if refused = os.MkdirAll(req.Dir, 0o700); refused == nil {
-		refused = s.copyFiles(ctx, req.SnapshotRequest)
+	s.guest.Watch(false) // it answers nothing now
+	// Whether it pauses is not left open: it could not be told to go on.
+	if refused = s.machine.Pause(life); refused == nil {
+		if refused = os.MkdirAll(req.Dir, 0o700); refused == nil {
+			refused = s.copyFiles(ctx, req.SnapshotRequest)
+		}
 	}
 	if refused != nil {
-		_ = os.RemoveAll(req.Dir)
+		_ = tree.Remove(req.Dir)
 	}
 	if err := s.machine.Resume(life); err != nil {
 		return nil, fmt.Errorf("let the machine go on: %w", err)
 	}
+	s.guest.Watch(true)
 	s.to(before.State, before.Reason)
+	go s.tellTime(life, s.guest) // which stood still
 	return refused, nil
 }
 

@@ -197,3 +197,18 @@ func TestCopiedWhilePaused(t *testing.T) {
 		t.Errorf("did %q, want %q", *w.machine.did, want)
 	}
 }
+
+// TestNotPaused: a machine that does not pause goes on.
+func TestNotPaused(t *testing.T) {
+	w, alter := savable(t)
+	w.machine.pauseErr = errors.New("busy")
+	l := begin(t, w, alter)
+	l.until(instance.Ready)
+	if err := l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: t.TempDir() + "/one"}); err == nil || !strings.Contains(err.Error(), "busy") {
+		t.Errorf("error %v", err)
+	}
+	l.until(instance.Ready)
+	if want := []string{"pause", "resume"}; !slices.Equal(*w.machine.did, want) {
+		t.Errorf("did %q, want %q", *w.machine.did, want)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -93,10 +94,10 @@ func (s *Supervisor) makeSpare(life context.Context) (Line, error) {
 }
 
 // adopt moves the machine into the directory of the instance that it is to be.
-// Once the status lies there, whatever happens is the instance's: adopted.
+// Once the claim is accepted, whatever happens is the instance's: adopted.
 func (s *Supervisor) adopt(life context.Context, dir string) (adopted bool, err error) {
-	spare, was := s.inst, s.spec.Machine
-	inst := spare.At(dir)
+	was := s.spec.Machine
+	inst := s.inst.At(dir)
 	spec, err := inst.Claim()
 	if err != nil {
 		return false, err
@@ -104,35 +105,35 @@ func (s *Supervisor) adopt(life context.Context, dir string) (adopted bool, err 
 	if spec.ID != s.spec.ID {
 		return false, fmt.Errorf("the instance in %s is another machine", dir)
 	}
-	if err := rewriteSeed(seedDisk(was), seedDisk(spec.Machine)); err != nil {
+	seed, err := seedFor(seedDisk(was), seedDisk(spec.Machine))
+	if err != nil {
 		return false, err
 	}
 	release, err := inst.LockLive()
 	if err != nil {
 		return false, err
 	}
-	st := s.Status()
-	st.Phases, st.Restored = nil, true
-	if err := errors.Join(st.To(instance.Booting, "claimed"), inst.AcceptClaim(), inst.WriteStatus(st)); err != nil {
+	spare, err := s.inst.BeginClaim()
+	if err != nil {
 		release()
 		return false, err
 	}
-	s.disown = release
-	s.mu.Lock()
-	s.inst, s.spec, s.status = inst, spec, st
-	s.mu.Unlock()
-	s.log.Info("claimed", "name", spec.Name, "directory", dir)
-	moves := [][2]string{{was.Console, spec.Machine.Console}}
-	for i, d := range was.Disks {
-		moves = append(moves, [2]string{d.Path, spec.Machine.Disks[i].Path})
-	}
-	for _, name := range []string{"qemu.log", "supervisor.log"} {
-		moves = append(moves, [2]string{spare.Path(name), inst.Path(name)})
-	}
-	for _, m := range moves {
-		if err := os.Rename(m[0], m[1]); err != nil {
-			return true, fmt.Errorf("move the machine's files: %w", err)
+	if err := inst.AcceptClaim(); err != nil {
+		release()
+		back, backErr := spare.EndClaim()
+		if backErr == nil {
+			spare = back
 		}
+		s.setInstance(spare, s.spec)
+		return false, errors.Join(err, backErr)
+	}
+	s.disown = release
+	s.setInstance(inst, spec)
+	s.log.Info("claimed", "name", spec.Name, "directory", dir)
+	s.change(func(st *instance.Status) { st.Phases, st.Restored = nil, true })
+	s.to(instance.Booting, "claimed")
+	if err := moveFiles(spare, was, inst, spec.Machine, seed); err != nil {
+		return true, fmt.Errorf("move the machine's files: %w", err)
 	}
 	s.boundConsole(life)
 	if err := os.RemoveAll(spare.Dir); err != nil {
@@ -141,32 +142,53 @@ func (s *Supervisor) adopt(life context.Context, dir string) (adopted bool, err 
 	return true, nil
 }
 
+// setInstance makes the life that of another instance.
+func (s *Supervisor) setInstance(inst *instance.Instance, spec instance.Spec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.inst, s.spec = inst, spec
+}
+
+// moveFiles moves what is the machine's from the spare's directory, where the
+// machine described as was has it open, to the instance's.
+func moveFiles(spare *instance.Instance, was vm.Machine, inst *instance.Instance, is vm.Machine, seed []byte) error {
+	old := func(path string) string { return spare.Path(filepath.Base(path)) }
+	if err := os.WriteFile(old(seedDisk(was)), seed, 0o600); err != nil { // in place: QEMU has it open
+		return err
+	}
+	moves := map[string]string{old(was.Console): is.Console}
+	for i, d := range was.Disks {
+		moves[old(d.Path)] = is.Disks[i].Path
+	}
+	for _, name := range instance.SpareFiles {
+		moves[spare.Path(name)] = inst.Path(name)
+	}
+	for from, to := range moves {
+		if err := os.Rename(from, to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // seedDisk is the file that tells the guest at its next boot who it is.
 func seedDisk(m vm.Machine) string { return m.Disks[1].Path }
 
-// rewriteSeed gives the seed that QEMU has open the content of another. QEMU
-// has asked for the file's size once, so that cannot grow.
-func rewriteSeed(open, want string) error {
+// seedFor is the content of the seed that is wanted, as long as the one that
+// QEMU has open: QEMU has asked for the file's size once.
+func seedFor(open, want string) ([]byte, error) {
 	data, err := os.ReadFile(want)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	f, err := os.OpenFile(open, os.O_WRONLY, 0)
+	info, err := os.Stat(open)
 	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
+		return nil, err
 	}
 	if int64(len(data)) > info.Size() {
-		return fmt.Errorf("the seed takes %d bytes, and the waiting machine has room for %d", len(data), info.Size())
+		return nil, fmt.Errorf("the seed takes %d bytes, and the waiting machine has room for %d", len(data), info.Size())
 	}
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Close()
+	return append(data, make([]byte, info.Size()-int64(len(data)))...), nil
 }
 
 // becomeClaimed makes the machine that was claimed the one that it is to be.
@@ -175,9 +197,12 @@ func (s *Supervisor) becomeClaimed(life context.Context, l Line) error {
 	defer cancel()
 	warnings, err := s.claimed(ctx, life, l)
 	if err != nil {
-		return restoreError(ctx, life, s.orEnd(err))
+		if ended := s.orEnd(err); ended != err { // QEMU's end is told by its symptoms too
+			err = failedRestore(ended)
+		}
+		return restoreError(ctx, life, err)
 	}
-	s.guest.Watch()
+	s.guest.Watch(true)
 	return s.ready(life, s.guest, warnings, true)
 }
 

@@ -22,7 +22,11 @@ func spare(t *testing.T) func(*instance.Spec) {
 		s.Spare, s.Shares, s.Machine.Shares = "key", nil, nil
 		dir := filepath.Dir(s.Machine.Console)
 		s.Machine.Disks = []vm.Disk{{Path: filepath.Join(dir, "root.qcow2")}, {Path: filepath.Join(dir, "seed.iso")}}
-		for file, size := range map[string]int{"root.qcow2": 9, "seed.iso": 100, "qemu.log": 0, "supervisor.log": 0} {
+		files := map[string]int{"root.qcow2": 9, "seed.iso": 100}
+		for _, name := range instance.SpareFiles {
+			files[name] = 5
+		}
+		for file, size := range files {
 			if err := os.WriteFile(filepath.Join(dir, file), bytes.Repeat([]byte("s"), size), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -86,13 +90,13 @@ func TestSpare(t *testing.T) {
 	if spec, err := l.inst.Spec(); err != nil || spec.Name != "mine" {
 		t.Errorf("spec %+v: %v", spec, err)
 	}
-	for file, want := range map[string]string{"seed.iso": "seed of mine" + strings.Repeat("s", 88), "root.qcow2": "sssssssss"} {
+	for file, want := range map[string]string{"seed.iso": "seed of mine" + strings.Repeat("\x00", 88), "root.qcow2": "sssssssss", instance.HostKeyFile: "sssss", instance.ClientKeyFile: "sssss"} {
 		if got, err := os.ReadFile(l.inst.Path(file)); err != nil || string(got) != want {
 			t.Errorf("%s is %q: %v", file, got, err)
 		}
 	}
-	if _, err := os.Stat(old.Dir); !os.IsNotExist(err) {
-		t.Errorf("the spare's directory is left: %v", err)
+	if left, _ := filepath.Glob(old.Dir + "*"); len(left) != 0 {
+		t.Errorf("the spare's directory is left: %q", left)
 	}
 	if err := l.client.Adopt(t.Context(), l.inst.Dir); err == nil {
 		t.Error("claimed twice")

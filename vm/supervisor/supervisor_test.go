@@ -41,10 +41,11 @@ func (s fakeShare) Warnings() []string { return nil }
 
 type fakeMachine struct {
 	*mortal
-	deaf    bool // ignores the power button
-	saveErr error
-	keeps   bool      // shares that are to be unplugged
-	did     *[]string // what was asked of it, in order
+	deaf     bool // ignores the power button
+	saveErr  error
+	pauseErr error
+	keeps    bool      // shares that are to be unplugged
+	did      *[]string // what was asked of it, in order
 }
 
 func (m fakeMachine) Plug(_ context.Context, i int, s vm.Share) error {
@@ -58,7 +59,10 @@ func (m fakeMachine) Unplug(_ context.Context, i int) error {
 	*m.did = append(*m.did, fmt.Sprintf("unplug %d", i))
 	return nil
 }
-func (m fakeMachine) Pause(context.Context) error  { *m.did = append(*m.did, "pause"); return nil }
+func (m fakeMachine) Pause(context.Context) error {
+	*m.did = append(*m.did, "pause")
+	return m.pauseErr
+}
 func (m fakeMachine) Resume(context.Context) error { *m.did = append(*m.did, "resume"); return nil }
 func (m fakeMachine) Save(_ context.Context, dir string) error {
 	*m.did = append(*m.did, "save "+filepath.Base(dir))
@@ -114,7 +118,7 @@ func (g fakeGuest) Run(ctx context.Context, script string, out io.Writer) (int, 
 		return 0, ctx.Err()
 	}
 }
-func (g fakeGuest) Watch()                                     {}
+func (g fakeGuest) Watch(bool)                                 {}
 func (g fakeGuest) Copy(context.Context, string, string) error { return nil }
 func (g fakeGuest) Serve(l net.Listener) error {
 	for {

@@ -23,11 +23,13 @@ rm -f /run/cloud-init/result.json
 echo '{"v1": {"datasource": null, "errors": []}}' >/run/cloud-init/result.json
 install -d -m 700 -o "$user" -g "$user" "$home"/.ssh
 install -m 600 -o "$user" -g "$user" /dev/null "$home"/.ssh/authorized_keys
-# sshd starts, and waits in opening its host key, which each clone has its own of.
+# sshd starts, and waits in opening its host key, which each clone has its own
+# of. The pipe is in memory: a disk that loses the key boots all the same.
 key=/etc/ssh/ssh_host_ed25519_key
 systemctl stop ssh.service
-rm $key $key.pub
-mkfifo -m 600 $key
+mkfifo -m 600 /run/ssh_host_key
+ln -sf /run/ssh_host_key $key
+rm $key.pub
 touch $key.pub
 systemctl start --no-block ssh.service
 until grep -q wait_for_partner "/proc/$(systemctl show -P MainPID ssh.service)/wchan"; do sleep 0.1; done

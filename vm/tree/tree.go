@@ -3,16 +3,21 @@
 //
 // Nobody may change a directory while it is copied who could not read all that
 // the caller can: a directory that turns into a link under the copy would be
-// followed. Whoever calls sees to it that the guest does not run.
+// followed. Whoever calls sees to it that the guest does not run. The programs
+// that copy end with the program that started them, however that ends.
 package tree
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 
 	"github.com/agentvm/agentvm/vm"
 )
@@ -46,6 +51,28 @@ func PutBack(ctx context.Context, dst, src string) error {
 	return nil
 }
 
+// CanPutBack says what PutBack lacks on this host.
+func CanPutBack() error {
+	_, err := exec.LookPath("rsync")
+	return missing("rsync", err)
+}
+
+// Remove deletes a directory, also one with directories that a copy has made
+// read-only for their owner.
+func Remove(dir string) error {
+	err := os.RemoveAll(dir)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			_ = os.Chmod(path, 0o700) // before it is read; what fails shows below
+		}
+		return nil
+	})
+	return os.RemoveAll(dir)
+}
+
 // sync compares content, because times and sizes are the guest's to choose.
 var sync = []string{"-aHAX", "--numeric-ids", "--checksum"}
 
@@ -54,11 +81,26 @@ func copyWith(ctx context.Context, dst, src, program string, args ...string) err
 	if err == nil {
 		return nil
 	}
-	return errors.Join(fmt.Errorf("copy %s to %s: %w", src, dst, err), os.RemoveAll(dst))
+	return errors.Join(fmt.Errorf("copy %s to %s: %w", src, dst, err), Remove(dst))
 }
 
+// run runs a program on one OS thread, because Linux sends the parent-death
+// signal when the thread that forked ends (prctl(2)).
 func run(ctx context.Context, program string, args ...string) error {
-	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		cmd := exec.CommandContext(ctx, program, args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+		out, err := cmd.CombinedOutput()
+		done <- explain(ctx, program, out, err)
+	}()
+	return <-done
+}
+
+func explain(ctx context.Context, program string, out []byte, err error) error {
 	text := strings.Split(strings.TrimSpace(string(out)), "\n")
 	switch {
 	case err == nil:
@@ -66,9 +108,13 @@ func run(ctx context.Context, program string, args ...string) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, exec.ErrNotFound):
-		return vm.WithHint(vm.Classify(vm.ErrHost, err), "sudo apt-get install "+program)
+		return missing(program, err)
 	case text[0] != "":
 		return errors.New(strings.Join(text[max(0, len(text)-3):], "\n"))
 	}
 	return err
+}
+
+func missing(program string, err error) error {
+	return vm.WithHint(vm.Classify(vm.ErrHost, err), "sudo apt-get install "+program)
 }

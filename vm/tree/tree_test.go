@@ -135,3 +135,31 @@ func TestPutBack(t *testing.T) {
 		t.Errorf("written outside: %v", left)
 	}
 }
+
+// TestRemove: what a copy has made read-only can be deleted by its owner.
+func TestRemove(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "kept")
+	outside := t.TempDir()
+	if err := errors.Join(
+		os.MkdirAll(filepath.Join(dir, "a", "b"), 0o755),
+		os.WriteFile(filepath.Join(dir, "a", "b", "f"), nil, 0o444),
+		os.Symlink(outside, filepath.Join(dir, "a", "out")),
+		os.Chmod(outside, 0o555),
+		os.Chmod(filepath.Join(dir, "a", "b"), 0o555),
+		os.Chmod(filepath.Join(dir, "a"), 0o555),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left: %v", err)
+	}
+	if info, err := os.Stat(outside); err != nil || info.Mode().Perm() != 0o555 {
+		t.Errorf("a link was followed: %v, %v", info, err)
+	}
+	if err := Remove(dir); err != nil {
+		t.Errorf("what is not there: %v", err)
+	}
+}
