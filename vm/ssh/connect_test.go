@@ -113,7 +113,13 @@ func TestKeepAliveNoticesAHungGuest(t *testing.T) {
 	if c.Err() != nil {
 		t.Fatalf("a live guest is thought to hang: %v", c.Err())
 	}
+	c.Watch(false) // it is paused
 	close(stop)
+	time.Sleep(time.Second)
+	if c.Err() != nil {
+		t.Fatalf("a paused guest is thought to hang: %v", c.Err())
+	}
+	c.Watch(true)
 	select {
 	case <-c.Done():
 	case <-time.After(5 * time.Second):
