@@ -61,7 +61,7 @@ demo: deps-demo ## a real agent changes a real file from inside a real VM
 
 # Packages that boot VMs are slow and heavy: -p 2 keeps a small machine usable.
 test: deps-test ## run all tests, with the race detector, VMs included
-	$(GO) test -race -p 2 -timeout $(TIMEOUT) -run '$(RUN)' $(PKG)
+	$(GO) test -race -p 2 -timeout $(TIMEOUT) -run '$(RUN)' -skip '$(SKIP)' $(PKG)
 
 test-unit: ## run the tests that take seconds: no VM, no image
 	$(GO) test -short -timeout 5m -run '$(RUN)' $(PKG)
