@@ -145,12 +145,11 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	user, err := config.LoadUser(store.Dirs.UserConfig())
-	if err != nil {
-		return nil, err
-	}
 	return &lifecycle.Manager{
-		Store: store, Agents: agents, Executable: exe, Home: a.home(), Pool: int(user.Pool),
+		Store: store, Agents: agents, Executable: exe, Home: a.home(), Pool: func() (int, error) {
+			user, err := config.LoadUser(store.Dirs.UserConfig())
+			return int(user.Pool), err
+		},
 		Templates: template.Store{Dir: store.Dirs.Templates(), Max: templatesMax},
 		Hardware: func(ctx context.Context, m vm.Machine) (string, error) {
 			return hardware(ctx, store.Dirs.Cache, m)

@@ -61,6 +61,10 @@ func (a *app) poolLsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			size, err := m.Pool()
+			if err != nil {
+				return err
+			}
 			list, err := m.Spares()
 			if err != nil {
 				return err
@@ -76,7 +80,7 @@ func (a *app) poolLsCommand() *cobra.Command {
 				return json.NewEncoder(a.stdout).Encode(views)
 			}
 			if len(views) == 0 {
-				a.noteLine("no machine waits; %s", poolHint(m.Pool))
+				a.noteLine("no machine waits; %s", poolHint(size))
 				return nil
 			}
 			w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
@@ -88,7 +92,7 @@ func (a *app) poolLsCommand() *cobra.Command {
 			if err := w.Flush(); err != nil {
 				return err
 			}
-			a.noteLine("%d of %d; together they take %s of the host's memory", len(views), m.Pool, units.BytesSize(float64(total)))
+			a.noteLine("%d of %d; together they take %s of the host's memory", len(views), size, units.BytesSize(float64(total)))
 			return nil
 		},
 	}
@@ -117,7 +121,11 @@ func (a *app) poolFillCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if m.Pool == 0 {
+			size, err := m.Pool()
+			if err != nil {
+				return err
+			}
+			if size == 0 {
 				a.noteLine("the pool is to hold no machines; %s", poolHint(0))
 			}
 			report, done := a.newReport()
@@ -127,9 +135,9 @@ func (a *app) poolFillCommand() *cobra.Command {
 				return err
 			}
 			if a.json {
-				return json.NewEncoder(a.stdout).Encode(map[string]int{"made": made, "pool": m.Pool})
+				return json.NewEncoder(a.stdout).Encode(map[string]int{"made": made, "pool": size})
 			}
-			a.noteLine("%d made; %d wait to be claimed", made, m.Pool)
+			a.noteLine("%d made; %d wait to be claimed", made, size)
 			return nil
 		},
 	}

@@ -63,7 +63,7 @@ func lookAtSpare(inst *instance.Instance) (Spare, bool) {
 	return Spare{inst, spec, status}, err == nil && status.State == instance.Spare
 }
 
-// FillPool makes the pool hold m.Pool machines of the project's environment,
+// FillPool makes the pool hold as many machines as it is to, of the project's environment,
 // after wait, and none of any other. It returns how many it has made.
 func (m *Manager) FillPool(ctx context.Context, p Project, opt UpOptions, wait time.Duration, report Report) (made int, err error) {
 	opt.AllowWide = true // nothing of it is shared
@@ -81,7 +81,11 @@ func (m *Manager) FillPool(ctx context.Context, p Project, opt UpOptions, wait t
 		return 0, err
 	}
 	defer release()
-	if m.Pool == 0 {
+	size, err := m.Pool()
+	if err != nil {
+		return 0, err
+	}
+	if size == 0 {
 		return 0, m.endSpares(ctx, func(Spare) bool { return false })
 	}
 	plan, from, err := m.environment(ctx, p, ws, opt, report)
@@ -90,7 +94,7 @@ func (m *Manager) FillPool(ctx context.Context, p Project, opt UpOptions, wait t
 	}
 	kept := 0
 	err = m.endSpares(ctx, func(s Spare) bool {
-		keep := s.Spec.Spare == from.Key && kept < m.Pool
+		keep := s.Spec.Spare == from.Key && kept < size
 		if keep {
 			kept++
 		}
@@ -99,7 +103,7 @@ func (m *Manager) FillPool(ctx context.Context, p Project, opt UpOptions, wait t
 	if err != nil {
 		return 0, err
 	}
-	for ; kept < m.Pool; kept++ {
+	for ; kept < size; kept++ {
 		if err := checkMemory(plan.spec.Machine.Memory); err != nil {
 			return made, err
 		}

@@ -45,7 +45,9 @@ type Manager struct {
 	// Executable is this program, started again as the supervisor.
 	Executable string
 	Home       string
-	Pool       int // how many machines are kept waiting to be claimed
+	// Pool reads how many machines are kept waiting to be claimed. A mistake in
+	// that must not keep anybody from stopping a machine.
+	Pool func() (int, error)
 }
 
 // UpOptions are the wishes of one `up`.
@@ -163,6 +165,10 @@ func (m *Manager) bring(ctx context.Context, p Project, inst *instance.Instance,
 	if plan.emulated != "" {
 		report.Note("WARNING: no usable KVM (%s): the guest is emulated, which is slow, and QEMU does not promise isolation for emulated guests", plan.emulated)
 	}
+	pool, err := m.Pool()
+	if err != nil {
+		return spec, status, err
+	}
 	from, err := m.templateFor(ctx, plan, opt, report)
 	if err != nil {
 		return spec, status, err
@@ -173,7 +179,7 @@ func (m *Manager) bring(ctx context.Context, p Project, inst *instance.Instance,
 		}
 	}
 	spec, status, err = m.launch(ctx, inst, plan, from, begun, report)
-	if err == nil && from != nil && m.Pool > 0 {
+	if err == nil && from != nil && pool > 0 {
 		if err := m.fillLater(p, spec.AgentChosen); err != nil {
 			report.Note("%v", err)
 		}
