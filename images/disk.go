@@ -127,6 +127,8 @@ func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
 	out, err := cmd.Output()
 	var exit *exec.ExitError
 	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, context.Cause(ctx) // "signal: killed" is only how it ended
 	case errors.Is(err, exec.ErrNotFound):
 		return nil, vm.WithHint(vm.Classify(vm.ErrHost, err), "sudo apt-get install qemu-utils")
 	case errors.As(err, &exit) && len(exit.Stderr) > 0:
