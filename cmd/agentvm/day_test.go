@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/agentvm/agentvm/vm/instance"
 )
 
 // day is a machine whose day's work is gone through, whoever runs it.
@@ -74,6 +76,7 @@ var dayCases = []struct {
 	{"workspace", dayWorkspace},
 	{"network", dayNetwork},
 	{"cp", dayCopy},
+	{"guest panics", dayPanic},
 }
 
 func dayFiles(t *testing.T, d day) {
@@ -240,5 +243,25 @@ func dayCopy(t *testing.T, d day) {
 	h.must(dir, "cp", "day:/etc/hostname", filepath.Join(h.home, "w", "out"))
 	if got, _ := os.ReadFile(filepath.Join(h.home, "w", "out")); string(got) != "day\n" {
 		t.Errorf("copied out: %q", got)
+	}
+}
+
+// dayPanic lets the guest's kernel fail: it starts over by itself.
+func dayPanic(t *testing.T, d day) {
+	h, dir := d.h, d.dir
+	const id = "cat /proc/sys/kernel/random/boot_id"
+	boot := h.guest(dir, id+"; sync")
+	panics := h.command(dir, "exec", "--", "sudo", "sh", "-c", "echo c >/proc/sysrq-trigger")
+	if err := panics.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h.until(dir, instance.Booting)
+	_ = panics.Wait()
+	h.must(dir, "up")
+	if h.guest(dir, id) == boot {
+		t.Error("it is the same boot")
+	}
+	if got := h.guest(dir, "cat /data/in && echo x >after-panic"); got != "of the host\n" {
+		t.Errorf("it sees %q", got)
 	}
 }

@@ -53,7 +53,7 @@ func XML(m vm.Machine, c Config) (string, error) {
 		Features:   features(m),
 		CPU:        processor(m),
 		Clock:      clock(m),
-		OnPoweroff: "destroy", OnReboot: "restart", OnCrash: "destroy",
+		OnPoweroff: "destroy", OnReboot: "restart", OnCrash: "restart",
 		Devices:         devices(m, c),
 		QEMUCommandline: commandline(m, c),
 	}

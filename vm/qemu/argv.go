@@ -155,6 +155,8 @@ func (a *args) basics(m vm.Machine, caps Caps) {
 	}
 	if caps.HasDevice("pvpanic-pci") {
 		a.add("-device", "pvpanic-pci")
+		// QEMU tells of a guest's panic; the guest's kernel restarts by itself.
+		a.option("-action", "", "panic", "none")
 	}
 }
 
