@@ -1,6 +1,10 @@
 package vm
 
-import "cmp"
+import (
+	"cmp"
+	"math/bits"
+	"slices"
+)
 
 // Machine is the hardware of one virtual machine, described without a word of
 // any backend: the direct QEMU backend renders it as arguments, another may
@@ -103,9 +107,65 @@ type NIC struct {
 }
 
 // Slot is a PCI device of the host, with those of its functions that the guest
-// sees, together, in a port of their own.
+// sees, together, in a port of their own. One that goes on from a saved state
+// has them plugged in before it runs.
 type Slot struct {
-	Functions []Function // by address, at least one
+	Functions []Function // by address; none: the port is empty
+	Room      int64      // bytes that the port has for what is plugged in later; 0: what is in it is there from the start
+}
+
+// prefetchable are the sizes, in bytes, of the slot's regions that bridges
+// forward in one window of 64 bits.
+func (s Slot) prefetchable() (sum, largest int64) {
+	for _, f := range s.Functions {
+		for _, r := range f.Regions {
+			if r.Bits64 && r.Prefetchable {
+				sum += r.Size
+				largest = max(largest, r.Size)
+			}
+		}
+	}
+	return sum, largest
+}
+
+// Window is the room that the slot's port needs for 64-bit prefetchable memory,
+// in bytes.
+func (s Slot) Window() int64 {
+	if s.Room > 0 {
+		return s.Room
+	}
+	sum, _ := s.prefetchable()
+	if sum > 1 {
+		sum = 1 << bits.Len64(uint64(sum-1))
+	}
+	return sum
+}
+
+// ForLater is the slot with room for what is in it to be plugged in later.
+// Firmware aligns a window by what is there when it looks, and regions lie at
+// multiples of their size: so the largest must fit once more.
+func (s Slot) ForLater() Slot {
+	const granularity = 1 << 20 // of bridges' windows
+	if sum, largest := s.prefetchable(); s.Room == 0 && sum > 0 {
+		s.Room = (sum + largest + granularity - 1) / granularity * granularity
+	}
+	return s
+}
+
+// HasDevices reports whether the machine has a device of the host.
+func (m Machine) HasDevices() bool {
+	return slices.ContainsFunc(m.Slots, func(s Slot) bool { return len(s.Functions) > 0 })
+}
+
+// SlotsForLater are the machine's slots for what is plugged in later; empty are
+// the same before.
+func (m Machine) SlotsForLater() (full, empty []Slot) {
+	for _, s := range m.Slots {
+		s = s.ForLater()
+		full = append(full, s)
+		empty = append(empty, Slot{Room: s.Room})
+	}
+	return full, empty
 }
 
 // Function is one function of a PCI device, or a mediated device.

@@ -145,7 +145,7 @@ func (a *app) showCommand(cmd *cobra.Command, m *lifecycle.Manager, res lifecycl
 		return a.showDomain(res.Spec, caps)
 	}
 	machine := res.Spec.Machine
-	if len(machine.Slots) == 0 {
+	if !machine.HasDevices() {
 		machine.MemoryFile = memoryFile
 	}
 	argv, err := qemu.Argv(machine, caps)

@@ -264,7 +264,7 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string, trace supe
 	if err != nil {
 		return nil, errors.Join(err, closeMemory(memory))
 	}
-	r := runningMachine{qemu: process, memory: memory, spec: m}
+	r := runningMachine{qemu: process, memory: memory, caps: caps, spec: m}
 	// QEMU gets ready while its memory is filled.
 	var load errgroup.Group
 	var state []byte
@@ -290,9 +290,9 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string, trace supe
 }
 
 // newMemory makes a machine's memory, which QEMU opens by its number, as the user
-// that it runs as. A machine with devices of the host has QEMU's own: nil.
+// that it runs as. One that boots with devices of the host has QEMU's own: nil.
 func newMemory(m *vm.Machine) (*os.File, error) {
-	if len(m.Slots) > 0 {
+	if m.HasDevices() && m.Saved == "" {
 		return nil, nil
 	}
 	m.MemoryFile = memoryFile
@@ -349,6 +349,7 @@ type runningMachine struct {
 	qemu    *qemu.Process
 	monitor *qmp.Client // nil until it is connected
 	memory  *os.File    // nil: QEMU's own
+	caps    qemu.Caps
 	spec    vm.Machine
 }
 
@@ -377,6 +378,10 @@ func (m runningMachine) Plug(ctx context.Context, i int, s vm.Share) error {
 
 func (m runningMachine) Unplug(ctx context.Context, i int) error {
 	return qemu.UnplugShare(ctx, m.monitor, i)
+}
+
+func (m runningMachine) PlugDevice(ctx context.Context, i int, s vm.Slot) error {
+	return qemu.PlugDevice(ctx, m.monitor, i, s, m.caps)
 }
 
 func (m runningMachine) Pause(ctx context.Context) error  { return qmp.Stop(ctx, m.monitor) }

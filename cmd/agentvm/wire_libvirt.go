@@ -184,6 +184,7 @@ func (m libvirtMachine) Resume(ctx context.Context) error { return qmp.Cont(ctx,
 // not ask for it, and says why.
 var errLibvirtMemory = vm.Classify(vm.ErrHost, errors.New("the memory of machines that libvirt runs cannot be saved"))
 
-func (m libvirtMachine) Plug(context.Context, int, vm.Share) error { return errLibvirtMemory }
-func (m libvirtMachine) Unplug(context.Context, int) error         { return errLibvirtMemory }
-func (m libvirtMachine) Save(context.Context, string) error        { return errLibvirtMemory }
+func (m libvirtMachine) Plug(context.Context, int, vm.Share) error      { return errLibvirtMemory }
+func (m libvirtMachine) PlugDevice(context.Context, int, vm.Slot) error { return errLibvirtMemory }
+func (m libvirtMachine) Unplug(context.Context, int) error              { return errLibvirtMemory }
+func (m libvirtMachine) Save(context.Context, string) error             { return errLibvirtMemory }

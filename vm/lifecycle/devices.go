@@ -26,6 +26,7 @@ type Devices struct {
 // Waits that devices make longer.
 const (
 	bootPerMappedGiB = time.Second      // mapping a large card's memory takes a guest long
+	bootPerDevice    = 90 * time.Second // its driver starts while a restored guest is waited for
 	deviceSlack      = 90 * time.Second // until the host's driver has its card again
 )
 
@@ -77,7 +78,9 @@ func withDevices(spec *instance.Spec, want config.GPU, d Devices, path func(name
 		}
 		spec.Machine.Slots = append(spec.Machine.Slots, s)
 	}
-	spec.BootTimeout += time.Duration(spec.Machine.Mapped()>>30) * bootPerMappedGiB
+	mapping := time.Duration(spec.Machine.Mapped()>>30) * bootPerMappedGiB
+	spec.BootTimeout += mapping
+	spec.RestoreTimeout += mapping + bootPerDevice
 	return roms, nil
 }
 
@@ -117,11 +120,22 @@ func (m *Manager) tidyDevices(ctx context.Context, report Report) {
 
 // noMemorySaved refuses what needs the memory of a machine with devices.
 func noMemorySaved(inst *instance.Instance, spec instance.Spec) error {
-	if len(spec.Machine.Slots) == 0 {
+	if !spec.Machine.HasDevices() {
 		return nil
 	}
 	return vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q has %s of the host, whose state cannot be saved", inst.Name, spec.Machine.Slots[0].Functions[0].Title())),
 		"agentvm snapshot create --disk-only saves its disk")
+}
+
+// noTemplate says why a machine with devices has to boot; empty: it need not.
+func noTemplate(m vm.Machine) string {
+	switch {
+	case m.HugePages > 0:
+		return "a template's memory is not in huge pages"
+	case m.Near != nil:
+		return fmt.Sprintf("a template's memory does not come from NUMA node %d", m.Near.ID)
+	}
+	return ""
 }
 
 // slack is how long a machine may take to be taken down, beyond its grace time.

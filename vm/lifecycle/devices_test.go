@@ -138,12 +138,40 @@ func TestDiskOfAMachineWithDevices(t *testing.T) {
 	}
 }
 
+// TestNoTemplateWithDevices: memory of a kind that a template's is not of.
 func TestNoTemplateWithDevices(t *testing.T) {
+	for want, change := range map[string]func(*vm.Machine){
+		"not in huge pages":                    func(m *vm.Machine) { m.HugePages = 2 << 20 },
+		"does not come from NUMA node 1":       func(m *vm.Machine) { m.Near = &vm.Node{ID: 1} },
+		"there is no template for it: no QEMU": func(*vm.Machine) {},
+	} {
+		p := testPlan()
+		p.newDisk, p.spec.Machine.Slots = true, oneCard("")
+		p.image.Manifest.Cmdline = "quiet"
+		change(&p.spec.Machine)
+		n := &notes{}
+		m := &Manager{Hardware: func(context.Context, vm.Machine) (string, error) { return "", errors.New("no QEMU") }}
+		if from, err := m.templateFor(t.Context(), p, UpOptions{}, n); from != nil || err != nil || len(n.said) != 1 || !strings.Contains(n.said[0], "the machine boots") || !strings.Contains(n.said[0], want) {
+			t.Errorf("%v, %v, %q, want %q", from, err, n.said, want)
+		}
+	}
+}
+
+// TestTemplateHasNoDevice, but room for it.
+func TestTemplateHasNoDevice(t *testing.T) {
 	p := testPlan()
-	p.newDisk, p.spec.Machine.Slots = true, oneCard("")
-	n := &notes{}
-	if from, err := (&Manager{}).templateFor(t.Context(), p, UpOptions{}, n); from != nil || err != nil || len(n.said) != 1 || !strings.Contains(n.said[0], "the machine boots") {
-		t.Errorf("%v, %v, %q", from, err, n.said)
+	p.spec.Machine.Slots = oneCard("/rom")
+	p.spec.Machine.Slots[0].Functions[0].Regions = []vm.Region{{Size: 1 << 30, Bits64: true, Prefetchable: true}}
+	inst := instance.Store{Dirs: instance.Dirs{Run: "/run/agentvm"}}.Open("/cache/templates/making/template-0123456789ab")
+	spec := nobodys(p, inst, "89abcdef-0123-4567-89ab-cdef01234567")
+	if diff := cmp.Diff([]vm.Slot{{Room: 2 << 30}}, spec.Machine.Slots); diff != "" {
+		t.Error(diff)
+	}
+	restored := p.spec
+	restored.Machine.Saved = "/template"
+	restored.Machine.Slots, _ = p.spec.Machine.SlotsForLater()
+	if !sameMachine(restored, p.spec) {
+		t.Error("a machine that was restored is taken for another")
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/cloudinit"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/template"
 )
@@ -88,6 +89,7 @@ func (m *Manager) FillPool(ctx context.Context, p Project, opt UpOptions, wait t
 	if size == 0 {
 		return 0, m.endSpares(ctx, func(Spare) bool { return false })
 	}
+	p.Config.GPU = config.GPU{} // a machine that waits holds no device of the host
 	plan, from, err := m.environment(ctx, p, ws, opt, report)
 	if err != nil {
 		return 0, err

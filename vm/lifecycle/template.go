@@ -32,8 +32,8 @@ func (m *Manager) templateFor(ctx context.Context, plan plan, opt UpOptions, rep
 	case plan.spec.Backend == config.BackendLibvirt:
 		report.Note("the machine boots: libvirt cannot go on from a template")
 		return nil, nil
-	case len(plan.spec.Machine.Slots) > 0:
-		report.Note("the machine boots: one with a device of the host cannot go on from a template")
+	case noTemplate(plan.spec.Machine) != "":
+		report.Note("the machine boots: %s", noTemplate(plan.spec.Machine))
 		return nil, nil
 	case plan.image.Kernel() == "":
 		report.Note("the machine boots: images with a boot loader of their own have no templates")
@@ -112,7 +112,6 @@ func (m *Manager) BuildTemplate(ctx context.Context, p Project, opt UpOptions, r
 // its template.
 func (m *Manager) environment(ctx context.Context, p Project, ws Directory, opt UpOptions, report Report) (plan, *template.Template, error) {
 	fail := func(err error) (plan, *template.Template, error) { return plan{}, nil, err }
-	p.Config.GPU = config.GPU{} // a template has none
 	nobody := m.Store.Open(m.Templates.Workshop("environment-"))
 	pl, err := m.plan(ctx, p, ws, nobody, instance.Spec{}, opt, report)
 	if err != nil {
@@ -126,6 +125,9 @@ func (m *Manager) environment(ctx context.Context, p Project, ws Directory, opt 
 	}
 	if pl.image.Kernel() == "" {
 		return fail(vm.Classify(vm.ErrUsage, fmt.Errorf("image %s brings its own boot loader; such machines always boot", p.Config.Image)))
+	}
+	if why := noTemplate(pl.spec.Machine); why != "" {
+		return fail(vm.Classify(vm.ErrUsage, fmt.Errorf("machines of this project boot: %s", why)))
 	}
 	if err := checkMemory(pl.spec.Machine.Memory); err != nil {
 		return fail(err)
@@ -246,5 +248,6 @@ func nobodys(plan plan, inst *instance.Instance, id string) instance.Spec {
 		Machine: s.Machine,
 	}
 	spec.Machine.Shares = nil
+	_, spec.Machine.Slots = s.Machine.SlotsForLater()
 	return place(spec, inst.Name, id, inst.Dir, inst.RunDir(id), plan.host)
 }

@@ -179,7 +179,7 @@ func (m *Manager) bring(ctx context.Context, p Project, inst *instance.Instance,
 		}
 	}
 	spec, status, err = m.launch(ctx, inst, plan, from, begun, report)
-	if err == nil && from != nil && pool > 0 {
+	if err == nil && from != nil && pool > 0 && !spec.Machine.HasDevices() {
 		if err := m.fillLater(p, spec.AgentChosen); err != nil {
 			report.Note("%v", err)
 		}
@@ -203,6 +203,7 @@ func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan
 		}
 		spec = plan.spec
 		spec.Machine.Saved = from.Dir
+		spec.Machine.Slots, _ = spec.Machine.SlotsForLater()
 		status, err = m.attempt(ctx, inst, spec, plan, from, begun, report)
 		if err == nil || ctx.Err() != nil || !status.RestoreFailed && !errors.Is(err, template.ErrDisk) {
 			return spec, status, err
@@ -271,6 +272,8 @@ func sameMachine(a, b instance.Spec) bool {
 	a.BootTimeout, b.BootTimeout = 0, 0
 	a.RestoreTimeout, b.RestoreTimeout = 0, 0
 	a.Machine.Saved, b.Machine.Saved = "", ""
+	a.Machine.Slots, _ = a.Machine.SlotsForLater()
+	b.Machine.Slots, _ = b.Machine.SlotsForLater()
 	a.Hardware, b.Hardware = "", ""
 	return reflect.DeepEqual(a, b)
 }

@@ -23,31 +23,19 @@ func powerOfTwo(n int64) int64 {
 	return 1 << bits.Len64(uint64(n-1))
 }
 
-// reserve is the room that a slot's port needs for 64-bit prefetchable memory.
-// Bridges forward one window, aligned to its size.
-func reserve(s vm.Slot) (size int64) {
-	for _, f := range s.Functions {
-		for _, r := range f.Regions {
-			if r.Bits64 && r.Prefetchable {
-				size += r.Size
-			}
-		}
-	}
-	return powerOfTwo(size)
-}
-
 // hole64 is the room above the memory that all ports' windows need: with the
 // largest once more, so that none fails to fit for its alignment.
 func hole64(m vm.Machine) (size int64) {
 	var largest int64
 	for _, s := range m.Slots {
-		size += reserve(s)
-		largest = max(largest, reserve(s))
+		size += s.Window()
+		largest = max(largest, s.Window())
 	}
 	return size + largest
 }
 
-// devices passes the host's devices on.
+// devices makes the ports for the host's devices, and passes on what is in them.
+// That of a restored machine is plugged in later.
 func (a *args) devices(m vm.Machine, caps Caps) {
 	if len(m.Slots) == 0 {
 		return
@@ -59,25 +47,36 @@ func (a *args) devices(m vm.Machine, caps Caps) {
 			a.option("-fw_cfg", "", "name", "opt/ovmf/X-PciMmio64Mb", "string", powerOfTwo(hole)>>20)
 		}
 	}
-	var iommu any
-	if caps.iommufd() {
-		iommu = "iommufd0"
-		a.option("-object", "iommufd", "id", iommu)
+	if m.HasDevices() && caps.iommufd() {
+		a.option("-object", "iommufd", "id", iommufdID)
 	}
 	for i, s := range m.Slots {
-		bus := fmt.Sprintf("dp%d", i)
-		window := reserve(s)
-		a.option("-device", "pcie-root-port", "id", bus, "chassis", m.Ports+i+1, "slot", m.Ports+i+1, "pref64-reserve", unless(window == 0, window))
-		for n, f := range s.Functions {
-			var rom any
-			if f.ROM != "" {
-				rom = f.ROM
-			}
-			a.option("-device", "vfio-pci", "host", unless(f.Address == "", f.Address), "sysfsdev", unless(f.Mediated == "", "/sys/bus/mdev/devices/"+f.Mediated),
-				"id", fmt.Sprintf("dev%d-%d", i, n), "bus", bus, "addr", fmt.Sprintf("0x0.0x%d", number(s, n)), "multifunction", unless(len(s.Functions) == 1, n == 0),
-				"rombar", unless(!f.HideROM, 0), "romfile", rom, "iommufd", iommu)
+		window := s.Window()
+		a.option("-device", "pcie-root-port", "id", devicePort(i), "chassis", m.Ports+i+1, "slot", m.Ports+i+1, "pref64-reserve", unless(window == 0, window))
+		if m.Saved != "" {
+			continue
+		}
+		for n := range s.Functions {
+			a.option("-device", functionDriver, function(i, n, s, caps)...)
 		}
 	}
+}
+
+// How a device of the host is passed on, whether it is there from the start or
+// plugged in.
+const (
+	functionDriver = "vfio-pci"
+	iommufdID      = "iommufd0"
+)
+
+func devicePort(i int) string { return fmt.Sprintf("dp%d", i) }
+
+// function returns the names and values of the properties of function n of slot i.
+func function(i, n int, s vm.Slot, caps Caps) []any {
+	f := s.Functions[n]
+	return []any{"host", unless(f.Address == "", f.Address), "sysfsdev", unless(f.Mediated == "", "/sys/bus/mdev/devices/"+f.Mediated),
+		"id", fmt.Sprintf("dev%d-%d", i, n), "bus", devicePort(i), "addr", fmt.Sprintf("0x0.0x%d", number(s, n)), "multifunction", unless(len(s.Functions) == 1, n == 0),
+		"rombar", unless(!f.HideROM, 0), "romfile", unless(f.ROM == "", f.ROM), "iommufd", unless(!caps.iommufd(), iommufdID)}
 }
 
 // number is the number that function n of a slot has in the guest: its own, as
@@ -125,7 +124,7 @@ const deviceMemory = 1 << 30
 // LockedMemory is how many bytes the machine's process has to be allowed to
 // lock: a device may reach any of the guest's memory at any time. 0: none.
 func LockedMemory(m vm.Machine, caps Caps) uint64 {
-	if len(m.Slots) == 0 {
+	if !m.HasDevices() {
 		return 0
 	}
 	need := uint64(m.Memory) + deviceMemory
@@ -148,13 +147,13 @@ func checkSlots(m vm.Machine) error {
 		}
 	}
 	fault(len(m.Slots) > maxSlots, "%d devices of the host", len(m.Slots))
-	fault(len(m.Slots) > 0 && (m.MemoryFile != "" || m.Saved != ""), "a machine with devices of the host cannot be saved or restored")
 	fault(m.HugePages < 0 || m.HugePages%(1<<20) != 0 || m.HugePages > 0 && m.Memory%m.HugePages != 0, "huge pages of %d bytes for %d bytes of memory", m.HugePages, m.Memory)
 	fault((m.HugePages > 0 || m.Near != nil) && m.MemoryFile != "", "memory in a file has no pages and no node of its own")
 	fault(m.Near != nil && m.Near.ID < 0, "there is no NUMA node of a negative number")
 	seen := map[string]bool{}
 	for _, s := range m.Slots {
-		fault(len(s.Functions) == 0 || len(s.Functions) > 8, "a device with %d functions", len(s.Functions))
+		fault(len(s.Functions) > 8, "a device with %d functions", len(s.Functions))
+		fault(s.Room < 0 || s.Room%(1<<20) != 0, "room of %d bytes for a device is not in whole MiB", s.Room)
 		for _, f := range s.Functions {
 			name := f.Address + f.Mediated
 			fault((f.Address == "") == (f.Mediated == ""), "a device has either an address or the UUID of a mediated device, not %q and %q", f.Address, f.Mediated)

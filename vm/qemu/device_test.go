@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/agentvm/agentvm/vm"
 )
 
@@ -116,12 +118,11 @@ func TestDevicesRefused(t *testing.T) {
 		"both":          func(m *vm.Machine) { m.Slots[0].Functions[0].Mediated = mdev.Functions[0].Mediated },
 		"neither":       func(m *vm.Machine) { m.Slots[0].Functions[0].Address = "" },
 		"twice":         func(m *vm.Machine) { m.Slots = append(m.Slots, m.Slots[0]) },
-		"no function":   func(m *vm.Machine) { m.Slots[0].Functions = nil },
+		"room":          func(m *vm.Machine) { m.Slots[0] = vm.Slot{Room: 3 << 10} },
 		"size":          func(m *vm.Machine) { m.Slots[0].Functions[0].Regions[0].Size = 3 },
 		"ROM":           func(m *vm.Machine) { m.Slots[0].Functions[0].ROM, m.Slots[0].Functions[0].HideROM = "rom", false },
 		"hidden ROM":    func(m *vm.Machine) { m.Slots[0].Functions[0].ROM = "/rom" },
-		"memory file":   func(m *vm.Machine) { m.MemoryFile = "/m" },
-		"saved":         func(m *vm.Machine) { m.Saved = "/saved" },
+		"pages in file": func(m *vm.Machine) { m.HugePages, m.MemoryFile = 2<<20, "/m" },
 		"part of pages": func(m *vm.Machine) { m.HugePages, m.Memory = 1<<30, 1536<<20 },
 		"node":          func(m *vm.Machine) { m.Near = &vm.Node{ID: -1} },
 		"too many":      func(m *vm.Machine) { m.Slots = append(h200s(), h200s()...) },
@@ -137,6 +138,40 @@ func TestDevicesRefused(t *testing.T) {
 	}
 }
 
+// TestEmptySlots: a machine has the same ports before anything is plugged into
+// them, and when it goes on from a saved state.
+func TestEmptySlots(t *testing.T) {
+	ports := func(m vm.Machine) (list []string) {
+		t.Helper()
+		argv, err := Argv(m, deviceCaps())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range argv {
+			if strings.Contains(w, "=dp") || strings.Contains(w, "hole64") || strings.Contains(w, "host-phys-bits") {
+				list = append(list, w)
+			}
+		}
+		return list
+	}
+	m := deviceMachine(turing, h100)
+	m.MemoryFile = "/memory"
+	saved, empty := m, m
+	saved.Saved = "/saved"
+	saved.Slots, empty.Slots = m.SlotsForLater()
+	want := []string{"host,host-phys-bits=on", fmt.Sprintf("q35-pcihost.pci-hole64-size=%d", 512*gib+545*mib+2*48*mib),
+		fmt.Sprintf("pcie-root-port,id=dp0,chassis=5,slot=5,pref64-reserve=%d", 545*mib),
+		fmt.Sprintf("pcie-root-port,id=dp1,chassis=6,slot=6,pref64-reserve=%d", 256*gib+48*mib)}
+	for name, m := range map[string]vm.Machine{"empty": empty, "saved": saved} {
+		if diff := cmp.Diff(want, ports(m)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	if LockedMemory(empty, deviceCaps()) != 0 || LockedMemory(saved, deviceCaps()) == 0 {
+		t.Error("memory is locked for what is in the slots")
+	}
+}
+
 func TestRoomForDevices(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
@@ -149,7 +184,7 @@ func TestRoomForDevices(t *testing.T) {
 		{"no 64-bit region", []vm.Slot{card("0000:01:00.0", plain32(mib))}, 0, 0},
 		{"mdev", []vm.Slot{mdev}, 0, 0},
 	} {
-		if r, h := reserve(tt.slots[0]), hole64(vm.Machine{Slots: tt.slots}); r != tt.reserve || h != tt.hole {
+		if r, h := tt.slots[0].Window(), hole64(vm.Machine{Slots: tt.slots}); r != tt.reserve || h != tt.hole {
 			t.Errorf("%s: %d and %d, want %d and %d", tt.name, r, h, tt.reserve, tt.hole)
 		}
 	}

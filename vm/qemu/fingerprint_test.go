@@ -1,8 +1,10 @@
 package qemu
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/agentvm/agentvm/vm"
@@ -52,6 +54,63 @@ func TestFingerprint(t *testing.T) {
 		if print(change) == same {
 			t.Errorf("the guest can observe the %s", name)
 		}
+	}
+}
+
+// TestFingerprintOfSlots: what is plugged in later is not observed, its room is.
+func TestFingerprintOfSlots(t *testing.T) {
+	print := func(slots ...vm.Slot) string {
+		t.Helper()
+		m := deviceMachine(slots...)
+		m.Accel = vm.AccelTCG
+		got, err := Fingerprint(m, deviceCaps())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	full, empty := vm.Machine{Slots: []vm.Slot{h100}}.SlotsForLater()
+	if print(h100) != print(empty...) || print(h100) != print(full...) {
+		t.Error("what is plugged in later makes a difference")
+	}
+	if print(h100) == print(turing) || print(h100) == print(h100, turing) || print(h100) == print() {
+		t.Error("the room for it makes none")
+	}
+}
+
+// TestRoomForLater: what firmware has not met needs more room than the processor
+// may be able to address.
+func TestRoomForLater(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cpuinfo")
+	if err := os.WriteFile(file, []byte("model name\t: i9\naddress sizes\t: 39 bits physical, 48 bits virtual\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name  string
+		accel vm.Accel
+		slots []vm.Slot
+		want  string
+	}{
+		{"desktop", vm.AccelKVM, []vm.Slot{turing, arc}, ""},
+		{"one large card", vm.AccelKVM, []vm.Slot{a100}, ""},
+		{"too large", vm.AccelKVM, []vm.Slot{h100, h100}, "the processor has 39 bits"},
+		{"emulated", vm.AccelTCG, []vm.Slot{h100, a100}, ""},
+		{"board, emulated", vm.AccelTCG, h200s(), "the processor has 40 bits"},
+		{"none", vm.AccelKVM, nil, ""},
+	} {
+		m := deviceMachine(tt.slots...)
+		m.Accel = tt.accel
+		_, m.Slots = m.SlotsForLater()
+		err := checkRoom(m, file)
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !errors.Is(err, vm.ErrHost) || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
+	}
+	if err := os.WriteFile(file, []byte("model name\t: i9\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkRoom(deviceMachine(turing), file); !errors.Is(err, vm.ErrHost) {
+		t.Error(err)
 	}
 }
 

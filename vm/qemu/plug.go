@@ -38,6 +38,26 @@ func PlugShare(ctx context.Context, mon goqemu.Monitor, i int, s vm.Share) error
 	return nil
 }
 
+// PlugDevice plugs what is in slot i of the machine into its port. The guest is
+// told of the whole with function 0, which comes last (QEMU, docs/pcie.txt).
+func PlugDevice(ctx context.Context, mon goqemu.Monitor, i int, s vm.Slot, caps Caps) error {
+	for n := len(s.Functions) - 1; n >= 0; n-- {
+		props := map[string]any{}
+		pairs := function(i, n, s, caps)
+		for p := 0; p+1 < len(pairs); p += 2 {
+			if pairs[p+1] != nil {
+				props[pairs[p].(string)] = pairs[p+1]
+			}
+		}
+		id := props["id"].(string)
+		delete(props, "id")
+		if err := qmp.DeviceAdd(ctx, mon, functionDriver, id, props); err != nil {
+			return fmt.Errorf("plug in %s: %w", s.Functions[n].Title(), err)
+		}
+	}
+	return nil
+}
+
 // UnplugShare takes share i out again and waits until the guest has let go.
 // The guest must have unmounted it: a mounted one would hang its processes.
 func UnplugShare(ctx context.Context, mon goqemu.Monitor, i int) error {

@@ -131,7 +131,7 @@ func checkCaps(m vm.Machine, caps Caps) error {
 	need(m.Line != "", caps.HasDevice("virtserialport"), "device virtserialport")
 	need(m.MemoryFile == "", caps.HasObject("memory-backend-memfd"), "object memory-backend-memfd")
 	need(m.MemoryFile != "", caps.HasObject("memory-backend-file"), "object memory-backend-file")
-	need(len(m.Slots) > 0, caps.HasDevice("vfio-pci"), "device vfio-pci")
+	need(m.HasDevices(), caps.HasDevice("vfio-pci"), "device vfio-pci")
 	need(len(m.NICs) > 0, caps.HasNetdev("stream"), "netdev stream")
 	need(len(m.Shares) > 0, caps.HasDevice("vhost-user-fs-pci"), "device vhost-user-fs-pci")
 	need(m.Accel != "", caps.hasAccel(m.Accel), "accelerator "+string(m.Accel))

@@ -2,8 +2,11 @@ package supervisor
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/agentvm/agentvm/vm/instance"
@@ -22,7 +25,7 @@ var errDevices = errors.New("it has a device of the host, whose state cannot be 
 
 // takeDevices takes from the host what the machine is to have to itself.
 func (s *Supervisor) takeDevices(ctx context.Context) (err error) {
-	if len(s.spec.Machine.Slots) == 0 {
+	if !s.spec.Machine.HasDevices() {
 		return nil
 	}
 	defer s.trace("devices", time.Now())
@@ -30,6 +33,60 @@ func (s *Supervisor) takeDevices(ctx context.Context) (err error) {
 		return fmt.Errorf("take devices of the host: %w", err)
 	}
 	return nil
+}
+
+// plugDevices gives a machine that goes on from a template what it has in its slots.
+func (s *Supervisor) plugDevices(ctx context.Context) error {
+	if !s.spec.Machine.HasDevices() {
+		return nil
+	}
+	defer s.trace("plug", time.Now())
+	for i, slot := range s.spec.Machine.Slots {
+		if err := s.machine.PlugDevice(ctx, i, slot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+//go:embed meet.py
+var meetProgram string
+
+// meetDevices waits until the guest has met what was plugged in, and returns what
+// it did not meet.
+func (s *Supervisor) meetDevices(ctx context.Context, l Line) (warnings []string, err error) {
+	if !s.spec.Machine.HasDevices() {
+		return nil, nil
+	}
+	defer s.trace("meet", time.Now())
+	told := [][2]any{}
+	var titles []string
+	for _, slot := range s.spec.Machine.Slots {
+		for _, f := range slot.Functions {
+			if f.ID == "" {
+				continue // a mediated device's is its driver's to choose
+			}
+			sizes := []int64{}
+			for _, r := range f.Regions {
+				if r.Bits64 && r.Prefetchable { // what slots make room for
+					sizes = append(sizes, r.Size)
+				}
+			}
+			told, titles = append(told, [2]any{f.ID, sizes}), append(titles, f.Title())
+		}
+	}
+	program, err := telling(told, meetProgram)
+	if err != nil {
+		return nil, err
+	}
+	err = l.Run(ctx, program, func(text string) {
+		number, found := strings.CutPrefix(text, "missing ")
+		if n, err := strconv.Atoi(number); found && err == nil && n >= 0 && n < len(titles) && titles[n] != "" {
+			warnings = append(warnings, fmt.Sprintf("the guest has no room for %s, which was plugged in, or does not see it; agentvm up --recreate --cold boots with it", titles[n]))
+			titles[n] = "" // said
+		}
+	})
+	return warnings, err
 }
 
 // giveBackDevices gives the host its devices back. The machine has ended. What

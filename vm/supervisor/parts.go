@@ -75,6 +75,8 @@ type Machine interface {
 
 	// Plug gives the machine, which runs or is paused, share i.
 	Plug(ctx context.Context, i int, s vm.Share) error
+	// PlugDevice gives the machine, which is paused, what is in its slot i.
+	PlugDevice(ctx context.Context, i int, s vm.Slot) error
 	// Unplug takes share i out, which the guest must not have mounted, and waits
 	// until the guest has let go.
 	Unplug(ctx context.Context, i int) error

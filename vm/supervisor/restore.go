@@ -63,6 +63,7 @@ func (s *Supervisor) goOn(ctx, life context.Context) (Guest, []string, error) {
 	var parts errgroup.Group
 	parts.Go(func() error { return s.startShares(ctx, len(s.spec.Shares)) })
 	parts.Go(func() error { return failedRestore(s.startMachine(ctx)) })
+	parts.Go(func() error { return s.takeDevices(ctx) })
 	if err := parts.Wait(); err != nil {
 		return nil, nil, err
 	}
@@ -107,6 +108,9 @@ func (s *Supervisor) wake(ctx context.Context, l Line, n int) (Guest, []string, 
 			return nil, nil, err
 		}
 	}
+	if err := s.plugDevices(ctx); err != nil {
+		return nil, nil, err
+	}
 	// A suspended machine's memory fits its disk only until it runs again.
 	if own := s.inst.Path(instance.SavedDir); s.spec.Machine.Saved == own {
 		if err := os.RemoveAll(own); err != nil {
@@ -117,7 +121,12 @@ func (s *Supervisor) wake(ctx context.Context, l Line, n int) (Guest, []string, 
 		return nil, nil, err
 	}
 	s.trace("resume", began)
-	return s.become(ctx, l, call)
+	guest, warnings, err := s.become(ctx, l, call)
+	if err != nil {
+		return nil, nil, err
+	}
+	missed, err := s.meetDevices(ctx, l)
+	return guest, append(warnings, missed...), err
 }
 
 // call is what makes the guest what it is to be.

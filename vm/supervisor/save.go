@@ -93,7 +93,7 @@ func (s *Supervisor) save(ctx context.Context, req saveRequest) error {
 // trySave saves the machine. refused says why it could not be, where the
 // machine goes on as it was; err is a machine that does not.
 func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, err error) {
-	if len(s.spec.Machine.Slots) > 0 {
+	if s.spec.Machine.HasDevices() {
 		return errDevices, nil
 	}
 	if st := s.Status(); !st.State.Usable() {
@@ -159,12 +159,10 @@ func (s *Supervisor) release(ctx context.Context, guest Guest) error {
 	for _, sh := range s.spec.Shares {
 		shares = append(shares, [3]any{sh.Tag, sh.Target, sh.ReadOnly})
 	}
-	told, err := json.Marshal(map[string]any{"shares": shares, "listener": line.Listener})
+	program, err := telling(map[string]any{"shares": shares, "listener": line.Listener}, releaseProgram)
 	if err != nil {
 		return err
 	}
-	// What the guest runs is a Python string literal of JSON, which has no quote of the shell's in it.
-	program := "import json\ntold = json.loads(" + strconv.QuoteToASCII(string(told)) + ")\n" + releaseProgram
 	var out head
 	code, err := guest.Run(ctx, "cd / && exec sudo -n python3 -c "+shellQuote(program), &out)
 	switch {
@@ -178,6 +176,16 @@ func (s *Supervisor) release(ctx context.Context, guest Guest) error {
 		return fmt.Errorf("the guest could not let go of its shares (exit code %d): %s", code, plain(lastLine(out.String())))
 	}
 	return nil
+}
+
+// telling puts what a Python program is told before it, as told: a string literal
+// of JSON, which has no quote of the shell's in it.
+func telling(told any, program string) (string, error) {
+	text, err := json.Marshal(told)
+	if err != nil {
+		return "", err
+	}
+	return "import json\ntold = json.loads(" + strconv.QuoteToASCII(string(text)) + ")\n" + program, nil
 }
 
 // inUse is a share that the guest cannot let go of. It has them all still.
