@@ -27,6 +27,9 @@ import (
 //go:embed testdata/gpu-rig.sh
 var gpuRig string
 
+//go:embed testdata/gpu-rig-guest.sh
+var gpuRigGuest string
+
 const (
 	rigUser   = 1878982656 // that root's machines run as
 	rigMemory = 192 << 20  // bytes of the machine
@@ -44,12 +47,14 @@ func rigMachine(t *testing.T, store instance.Store, name, id string, boot time.D
 	spec := instance.Spec{Name: name, ID: id, BootTimeout: boot, Guest: instance.Guest{User: "agent", Home: "/home/agent"},
 		Machine: vm.Machine{
 			Name: name, UUID: id, CPUs: 1, Memory: rigMemory, HugePages: 2 << 20, Accel: vm.AccelTCG, Ports: 1,
-			Boot:    vm.Boot{Kernel: "/vmlinuz", Cmdline: "console=ttyS0 loglevel=1 no_timer_check nokaslr mitigations=off tsc=reliable cryptomgr.notests"},
+			Boot: vm.Boot{Kernel: "/vmlinux", Initrd: "/guest.initrd",
+				Cmdline: "console=ttyS0 loglevel=1 no_timer_check nokaslr mitigations=off tsc=reliable cryptomgr.notests nowatchdog"},
 			NICs:    []vm.NIC{{MAC: "5a:94:ef:e4:0c:ee", Socket: run + "/net.sock"}},
 			Console: home + "/console.log", QMP: run + "/qmp.sock", RunAs: &vm.Owner{UID: rigUser, GID: rigUser},
 			Slots: []vm.Slot{{Functions: []vm.Function{
 				{Address: "0000:01:00.0", ID: "1af4:1050", Regions: []vm.Region{{Size: 16 << 10, Bits64: true, Prefetchable: true}}},
 				{Address: "0000:01:00.1", ID: "8086:293e", HideROM: true},
+				{Address: "0000:01:00.2", ID: "1b36:0010", HideROM: true},
 			}}},
 		}}
 	if err := inst.WriteSpec(spec); err != nil {
@@ -73,15 +78,15 @@ func innerQEMU(t *testing.T, tree string) {
 put() { for f; do [ ! -e "$f" ] || { mkdir -p "$tree$(dirname "$f")" && cp -L "$f" "$tree$f"; }; done; }
 tree=$1
 qemu=$(command -v qemu-system-x86_64)
-put "$qemu" /usr/lib/*/qemu/accel-tcg-x86_64.so /usr/share/seabios/bios-256k.bin /usr/share/qemu/bios-256k.bin /usr/share/qemu/kvmvapic.bin /usr/share/qemu/linuxboot_dma.bin
+put "$qemu" /usr/lib/*/qemu/accel-tcg-x86_64.so /usr/share/seabios/bios-256k.bin /usr/share/qemu/bios-256k.bin /usr/share/qemu/kvmvapic.bin /usr/share/qemu/pvh.bin
 put $(ldd "$qemu" | grep -o '/[^ ]*')`
 	if out, err := exec.Command("sh", "-euc", script, "sh", tree).CombinedOutput(); err != nil {
 		t.Fatalf("copy QEMU: %v\n%s", err, out)
 	}
 }
 
-// runRig boots the rig and returns what it says, and its console.
-func runRig(t *testing.T, debian, initrd, cmdline string, limit time.Duration) (said []string, console string) {
+// runRig boots the rig, with more devices, and returns what it says, and its console.
+func runRig(t *testing.T, debian, initrd, cmdline string, limit time.Duration, devices ...string) (said []string, console string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
@@ -93,6 +98,7 @@ func runRig(t *testing.T, debian, initrd, cmdline string, limit time.Duration) (
 		"-device", "virtio-gpu-pci,bus=rp0,addr=0x0.0x0,multifunction=on", "-device", "ich9-intel-hda,bus=rp0,addr=0x0.0x1",
 		"-device", "pcie-root-port,id=rp1,chassis=2", "-device", "pcie-pci-bridge,id=old,bus=rp1",
 		"-device", "virtio-gpu-pci,bus=old,addr=0x1", "-device", "virtio-rng-pci,bus=old,addr=0x2")
+	qemu.Args = append(qemu.Args, devices...)
 	var out bytes.Buffer
 	qemu.Stdout, qemu.Stderr = &out, &out
 	if err := qemu.Run(); err != nil {
@@ -159,8 +165,11 @@ func TestGPURig(t *testing.T) {
 }
 
 // TestGPUMachineRig gives the card to a machine, by the real supervisor and QEMU:
-// all memory is locked in huge pages, and it comes back when the machine is
-// stopped, when it does not come up, and when its supervisor is killed.
+// all memory is locked in huge pages, a kernel in the machine drives it, and it
+// comes back when the machine is stopped, when it does not come up, and when its
+// supervisor is killed. The card has an NVMe function, because Debian's kernel
+// has a driver for that: one that needs the card to write to the machine's memory
+// and to interrupt it.
 func TestGPUMachineRig(t *testing.T) {
 	debian, program := rig(t)
 	tree := t.TempDir()
@@ -169,16 +178,23 @@ func TestGPUMachineRig(t *testing.T) {
 	rigMachine(t, store, "long", "0a0b0c0d-89ab-cdef-0123-456789abcdef", 20*time.Minute)
 	rigMachine(t, store, "short", "1a0b0c0d-89ab-cdef-0123-456789abcdef", 3*time.Second)
 	copyFile(t, program, filepath.Join(tree, "agentvm"))
-	copyFile(t, filepath.Join(debian, "boot/vmlinuz"), filepath.Join(tree, "vmlinuz"))
+	copyFile(t, testenv.Vmlinux(t, debian), filepath.Join(tree, "vmlinux"))
+	copyFile(t, testenv.Initrd(t, debian, gpuRigGuest, ""), filepath.Join(tree, "guest.initrd"))
 	script := strings.ReplaceAll(gpuRig, "$VMUSER", fmt.Sprint(rigUser))
-	said, console := runRig(t, debian, testenv.Initrd(t, debian, script, tree), "rig=machine", 20*time.Minute)
+	said, console := runRig(t, debian, testenv.Initrd(t, debian, script, tree), "rig=machine", 20*time.Minute,
+		"-device", "nvme,serial=inside,bus=rp0,addr=0x0.0x2")
 	const free = "driver virtio-pci, override (null), second , journals 0"
-	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 2"
+	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 3"
 	want := []string{
 		"in a machine: " + taken, fmt.Sprintf("node: of user %d", rigUser),
 		fmt.Sprintf("qemu: user %d, may lock %d", rigUser, rigMemory+1<<30), "locked: all memory", "huge pages: 0 free",
+		"guest function 0: 1af4:1050, class 0x038000, regions 2, driver virtio-pci",
+		"guest function 1: 8086:293e, class 0x040300, regions 1, driver none",
+		"guest function 2: 1b36:0010, class 0x010802, regions 1, driver nvme",
+		"guest function 2 is live, serial inside, interrupts some", "guest done",
 		"release under a machine: exit 3", "still in a machine: " + taken,
 		"supervisor killed: " + taken,
+		"doctor: ok    cards: 0000:01:00.2 was left behind",
 		"doctor: ok    cards: 0000:01:00.1 was left behind", "doctor: ok    cards: 0000:01:00.0 was left behind", "after doctor: " + free,
 		"huge pages: 96 free",
 		"after a failed boot: " + free, `short: "state":"failed"`,

@@ -12,7 +12,7 @@ export PATH=/bin:/usr/bin HOME=/root
 exec </dev/null
 # Whoever packed this was another user; QEMU runs as one of its own.
 chown -R 0:0 /var/lib
-chmod -R a+rX /usr /lib* /vmlinuz /inner 2>/dev/null; chmod 755 / /var /var/lib
+chmod -R a+rX /usr /lib* /vmlinux /guest.initrd 2>/dev/null; chmod 755 / /var /var/lib
 chmod 711 /var/lib/agentvm /var/lib/agentvm/instances /var/lib/agentvm/instances/* 2>/dev/null
 mkdir -m 711 /run/agentvm
 for module in irqbypass vfio vfio_iommu_type1 vfio-pci-core vfio-pci; do insmod /$module.ko; done
@@ -104,6 +104,10 @@ machine() {
 	[ "$locked" -ge 196608 ] && echo "rig locked: all memory" || echo "rig locked: $locked kB"
 	pages=/sys/kernel/mm/hugepages/hugepages-2048kB
 	echo "rig huge pages: $(cat $pages/free_hugepages) free"
+	while kill -0 $qemu && ! grep -q '^guest done' $dir/long/console.log; do sleep 1; done
+	cat -v $dir/long/console.log
+	kill -0 $qemu || cat /run/long.log
+	tr -d '\r' <$dir/long/console.log | grep '^guest ' | sed 's/^/rig /'
 	does "release under a machine" gpu release $card
 	is "still in a machine"
 	kill -9 $life
