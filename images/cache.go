@@ -72,7 +72,7 @@ func (c *Cache) workDir(id string) string  { return filepath.Join(c.dir, "build"
 // building: a local file, when spec.Image is a path, or an image in the cache.
 // The error wraps [vm.ErrNotFound] otherwise.
 func (c *Cache) Resolve(ctx context.Context, spec Spec) (*Image, error) {
-	if !isPath(spec.Image) {
+	if !IsPath(spec.Image) {
 		return c.Find(ctx, spec)
 	}
 	if spec.layered() {

@@ -56,9 +56,9 @@ func Local(ctx context.Context, path string) (*Image, error) {
 	}, nil
 }
 
-// isPath reports whether an image's name means a file: it has a slash in it,
+// IsPath reports whether an image's name means a file: it has a slash in it,
 // or ends like a disk image.
-func isPath(name string) bool {
+func IsPath(name string) bool {
 	if strings.ContainsRune(name, '/') {
 		return true
 	}

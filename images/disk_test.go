@@ -92,8 +92,8 @@ func TestIsPath(t *testing.T) {
 	for name, want := range map[string]bool{
 		"debian-13": false, "./debian-13": true, "/x": true, "disk.qcow2": true, "disk.img": true, "trixie": false,
 	} {
-		if isPath(name) != want {
-			t.Errorf("isPath(%q) is %v", name, !want)
+		if IsPath(name) != want {
+			t.Errorf("IsPath(%q) is %v", name, !want)
 		}
 	}
 }

@@ -36,7 +36,7 @@ const (
 // the same image, it waits for that one's result. When ctx ends, the build's
 // programs are killed and its files removed before Ensure returns.
 func (c *Cache) Ensure(ctx context.Context, spec Spec, p Progress) (*Image, error) {
-	if isPath(spec.Image) {
+	if IsPath(spec.Image) {
 		return c.Resolve(ctx, spec)
 	}
 	if p == nil {

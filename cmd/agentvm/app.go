@@ -23,6 +23,7 @@ import (
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/libvirt"
 	"github.com/agentvm/agentvm/vm/lifecycle"
+	"github.com/agentvm/agentvm/vm/remote"
 	"github.com/agentvm/agentvm/vm/share"
 	"github.com/agentvm/agentvm/vm/template"
 )
@@ -39,6 +40,10 @@ type app struct {
 	verbose   bool   // -v
 
 	gpuRoot string // a test's stand-in for /, below which cards are looked for
+
+	args  []string // as given
+	named []string // variables of the user's environment that a command was told to pass on
+	side  *side    // where the user is on another host
 }
 
 // Main runs the program and returns its exit code.
@@ -57,11 +62,19 @@ func Main(args []string) int {
 	if len(args) > 1 && args[1] == libvirt.GuardArg { // ends QEMU with its supervisor
 		return libvirt.GuardMain(args)
 	}
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, args: args[1:]}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	if len(args) > 1 && args[1] == remote.Arg { // for a user on another host
+		return a.serveRemote(ctx, args[2:])
+	}
+	return a.execute(ctx)
+}
+
+// execute runs the command line.
+func (a *app) execute(ctx context.Context) int {
 	root := a.rootCommand()
-	root.SetArgs(args[1:])
+	root.SetArgs(a.args)
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -98,9 +111,10 @@ the machine but what agentvm.yaml names.`,
 		a.lsCommand(), a.statusCommand(), a.logsCommand(),
 		a.stopCommand(), a.startCommand(), a.restartCommand(), a.downCommand(),
 		a.suspendCommand(), a.resumeCommand(), a.snapshotCommand(), a.forkCommand(),
-		a.cpCommand(), a.forwardCommand(), a.sshConfigCommand(), a.sshProxyCommand(),
+		a.cpCommand(), a.syncCommand(), a.forwardCommand(), a.sshConfigCommand(), a.sshProxyCommand(),
 		a.imageCommand(), a.templateCommand(), a.poolCommand(), a.gpuCommand(), a.agentsCommand(), a.doctorCommand(), a.versionCommand(), a.superviseCommand(),
 	)
+	a.lookElsewhere(root)
 	return root
 }
 
@@ -111,6 +125,15 @@ func (a *app) dirs() (instance.Dirs, error) { return instance.FindDirs(a.getenv,
 func (a *app) store() (instance.Store, error) {
 	d, err := a.dirs()
 	return instance.Store{Dirs: d}, err
+}
+
+// lookupEnv looks up a variable of the user's environment.
+func (a *app) lookupEnv(name string) (string, bool) {
+	if a.side != nil {
+		value, ok := a.side.env[name]
+		return value, ok
+	}
+	return os.LookupEnv(name)
 }
 
 // home is the user's home directory, or "".
@@ -173,6 +196,9 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 
 // project finds the project that the command is about.
 func (a *app) project() (lifecycle.Project, error) {
+	if a.side != nil {
+		return a.side.project()
+	}
 	dir, err := a.workingDirectory()
 	if err != nil {
 		return lifecycle.Project{}, err
@@ -181,7 +207,7 @@ func (a *app) project() (lifecycle.Project, error) {
 }
 
 func (a *app) workingDirectory() (string, error) {
-	if a.directory == "" {
+	if a.directory == "" || a.side != nil {
 		return os.Getwd()
 	}
 	if fi, err := os.Stat(a.directory); err != nil {

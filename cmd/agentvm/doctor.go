@@ -89,7 +89,11 @@ func (a *app) examine(ctx context.Context) ([]vm.Finding, error) {
 	}
 	// A service that nothing here uses is not asked for, let alone started.
 	if p, err := a.project(); err == nil && p.Config.Backend == config.BackendLibvirt {
-		lists = append(lists, a.checkLibvirt(ctx, p.Config.URI, dirs))
+		if host, there, err := elsewhereURI(a.getenv, p.Config); there && err == nil {
+			lists = append(lists, a.checkElsewhere(ctx, p, &elsewhere{app: a, host: host}))
+		} else {
+			lists = append(lists, a.checkLibvirt(ctx, p.Config.URI, dirs))
+		}
 	}
 	return distinct(lists...), nil
 }

@@ -33,8 +33,8 @@ type execFlags struct {
 	noStdin bool
 }
 
-func (f *execFlags) register(cmd *cobra.Command) {
-	cmd.Flags().FuncP("env", "e", "give the program `NAME=VALUE`, or this host's NAME (may be repeated)", f.setEnv)
+func (f *execFlags) register(cmd *cobra.Command, a *app) {
+	cmd.Flags().FuncP("env", "e", "give the program `NAME=VALUE`, or this host's NAME (may be repeated)", func(word string) error { return f.setEnv(a, word) })
 	cmd.Flags().StringVarP(&f.dir, "workdir", "w", "", "start in this directory of the guest (default: where you are in the workspace)")
 	cmd.Flags().BoolVarP(&f.tty, "tty", "t", false, "give the program a terminal (default: when this is one)")
 	cmd.Flags().BoolVarP(&f.noTTY, "no-tty", "T", false, "give the program no terminal")
@@ -43,15 +43,16 @@ func (f *execFlags) register(cmd *cobra.Command) {
 }
 
 // setEnv adds one NAME=VALUE, or NAME with this host's value.
-func (f *execFlags) setEnv(word string) error {
+func (f *execFlags) setEnv(a *app, word string) error {
 	name, value, given := strings.Cut(word, "=")
 	if !vm.ValidVariable(name) {
 		return fmt.Errorf("%q is not a variable's name", name)
 	}
 	if !given {
-		if value, given = os.LookupEnv(name); !given {
+		if value, given = a.lookupEnv(name); !given {
 			return fmt.Errorf("%s is not set here", name)
 		}
+		a.named = append(a.named, name)
 	}
 	if f.env == nil {
 		f.env = map[string]string{}
@@ -80,7 +81,7 @@ Inside the workspace on this host, it starts in the same place there.`,
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	f.register(cmd)
+	f.register(cmd, a)
 	return cmd
 }
 
@@ -99,7 +100,7 @@ func (a *app) shellCommand() *cobra.Command {
 			return a.remote(cmd.Context(), inst, f, ssh.Command{})
 		},
 	}
-	f.register(cmd)
+	f.register(cmd, a)
 	return cmd
 }
 
@@ -132,7 +133,7 @@ environment variables that its profile and agent.env name, and no others.`,
 			if err != nil {
 				return err
 			}
-			f.env = joined(agentEnv(profile, p.Config, os.LookupEnv), f.env)
+			f.env = joined(agentEnv(profile, p.Config, a.lookupEnv), f.env)
 			argv := append(append(append([]string{}, profile.Command...), p.Config.Agent.Args...), args...)
 			err = a.remote(cmd.Context(), inst, f, ssh.Command{Argv: argv})
 			var code remoteExit
@@ -143,7 +144,7 @@ environment variables that its profile and agent.env name, and no others.`,
 		},
 	}
 	up.register(cmd)
-	f.register(cmd)
+	f.register(cmd, a)
 	return cmd
 }
 

@@ -130,6 +130,17 @@ func (a *app) downCommand() *cobra.Command {
 		Use: "down [NAME]", Short: "Delete the machine; the workspace is kept",
 		Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeOneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !all {
+				e, err := a.elsewhere(cmd, args, way{name: firstName})
+				if err != nil {
+					return err
+				}
+				if e != nil {
+					return e.down(cmd)
+				}
+			} else if err := a.noteElsewhere(); err != nil {
+				return err
+			}
 			m, err := a.manager()
 			if err != nil {
 				return err

@@ -37,7 +37,7 @@ func (f *upFlags) registerEnvironment(cmd *cobra.Command) {
 
 // project reads the configuration that the flags name.
 func (f *upFlags) project(a *app) (p lifecycle.Project, err error) {
-	if f.config != "" {
+	if f.config != "" && a.side == nil {
 		p, err = lifecycle.LoadProject(f.config)
 	} else {
 		p, err = a.project()

@@ -36,6 +36,8 @@ type view struct {
 	Backend   string            `json:"backend,omitempty"`  // libvirt; empty: agentvm itself
 	URI       string            `json:"uri,omitempty"`      // of that libvirt
 	Domain    string            `json:"domain,omitempty"`   // what libvirt calls the machine
+	Host      string            `json:"host,omitempty"`     // where it is, if not here
+	Copy      string            `json:"copy,omitempty"`     // of the workspace, on that host
 	Restored  bool              `json:"restored,omitempty"` // this run went on from a saved memory
 	Devices   []deviceView      `json:"devices,omitempty"`
 	Shares    []instance.Share  `json:"shares,omitempty"`
@@ -116,7 +118,7 @@ func look(i *instance.Instance) view {
 func (a *app) lsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list", "ps"}, Short: "List the machines", Args: usageArgs(cobra.NoArgs),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			store, err := a.store()
 			if err != nil {
 				return err
@@ -129,6 +131,13 @@ func (a *app) lsCommand() *cobra.Command {
 			for _, i := range list {
 				views = append(views, look(i))
 			}
+			if a.side == nil {
+				others, err := a.everywhere(cmd.Context())
+				if err != nil {
+					return err
+				}
+				views = append(views, others...)
+			}
 			if a.json {
 				return json.NewEncoder(a.stdout).Encode(views)
 			}
@@ -139,7 +148,7 @@ func (a *app) lsCommand() *cobra.Command {
 			w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
 			fmt.Fprintln(w, "NAME\tSTATE\tSINCE\tAGENT\tDISK\tWORKSPACE")
 			for _, v := range views {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, ago(v.Since), v.Agent, units.BytesSize(float64(v.Disk)), oneLine(v.Workspace))
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, ago(v.Since), v.Agent, units.BytesSize(float64(v.Disk)), oneLine(placeOf(v)))
 			}
 			return w.Flush()
 		},
@@ -148,10 +157,25 @@ func (a *app) lsCommand() *cobra.Command {
 	return cmd
 }
 
+// placeOf is a machine's workspace, and its host if that is another one.
+func placeOf(v view) string {
+	if v.Host == "" {
+		return v.Workspace
+	}
+	return v.Workspace + " (machine on " + v.Host + ")"
+}
+
 func (a *app) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status [NAME]", Short: "Show how a machine is, and why", Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeOneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			e, err := a.elsewhere(cmd, args, way{name: firstName})
+			if err != nil {
+				return err
+			}
+			if e != nil {
+				return e.status(cmd, args)
+			}
 			inst, err := a.target(args)
 			if err != nil {
 				return err
@@ -190,6 +214,9 @@ func (a *app) showStatus(v view) error {
 		row("machine", "%d CPUs, %s memory, %s", v.CPUs, units.BytesSize(float64(v.Memory)), v.Accel)
 		if v.Backend != "" {
 			row("run by", "%s, %s at %s", v.Backend, v.Domain, v.URI)
+		}
+		if v.Host != "" {
+			row("host", "%s, where %s is a copy of %s", v.Host, oneLine(v.Copy), oneLine(v.Workspace))
 		}
 		if v.Restored {
 			row("started", "from a saved memory")

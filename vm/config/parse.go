@@ -62,6 +62,9 @@ func Load(path string) (Config, error) {
 	return Parse(filepath.Base(path), data)
 }
 
+// Format writes a configuration as Parse reads it.
+func Format(c Config) ([]byte, error) { return yaml.Marshal(c) }
+
 // Default is what a project without agentvm.yaml gets.
 func Default() Config { return Config{Version: 1}.withDefaults() }
 
@@ -276,12 +279,15 @@ func plainMount(path string) string {
 	return path
 }
 
-// checkURI wants a libvirt on this host, or none.
+// checkURI wants a libvirt on this host, or on one that SSH reaches, or none.
 func checkURI(uri string) error {
 	if uri == "" {
 		return nil
 	}
-	_, err := libvirt.ParseURI(uri)
+	_, elsewhere, err := libvirt.ParseElsewhere(uri)
+	if !elsewhere {
+		_, err = libvirt.ParseURI(uri)
+	}
 	return err
 }
 

@@ -1,0 +1,279 @@
+package mirror
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"time"
+)
+
+// Failure is a path that could not be changed, and why.
+type Failure struct {
+	Path string `json:"path"`
+	Why  string `json:"why"`
+}
+
+// Apply makes the changes, which are sorted by path, in the directory. The
+// content of the files among what is new comes from r, as [Send] writes it. A
+// path that is no longer what its change starts from is left alone and among
+// the failures.
+func Apply(ctx context.Context, root *os.Root, changes []Change, r io.Reader) ([]Failure, error) {
+	a := applier{ctx: ctx, root: root, in: bufio.NewReaderSize(r, chunkSize)}
+	for i := len(changes) - 1; i >= 0; i-- { // what lies in a directory goes before it
+		c := changes[i]
+		if c.Old != nil && (c.New == nil || c.New.Kind != c.Old.Kind) {
+			a.try(c.Path, func() error { return a.remove(c) })
+		}
+	}
+	for _, c := range changes {
+		if c.New == nil {
+			continue
+		}
+		if c.New.Kind == File { // its content has to be read in any case
+			if err := a.file(c); err != nil {
+				return a.failed, err
+			}
+			continue
+		}
+		a.try(c.Path, func() error { return a.make(c) })
+	}
+	for i := len(changes) - 1; i >= 0; i-- { // a directory that cannot be written to, once all is in it
+		if c := changes[i]; c.New != nil && c.New.Kind == Directory && !a.hasFailed(c.Path) {
+			a.try(c.Path, func() error { return root.Chmod(c.Path, c.New.Perm) })
+		}
+	}
+	return a.failed, ctx.Err()
+}
+
+type applier struct {
+	ctx    context.Context
+	root   *os.Root
+	in     *bufio.Reader
+	failed []Failure
+	names  map[string]bool // of the failures
+}
+
+var errChanged = errors.New("it has changed meanwhile")
+
+func (a *applier) hasFailed(p string) bool { return a.names[p] }
+
+func (a *applier) try(p string, do func() error) {
+	if a.hasFailed(p) {
+		return
+	}
+	if err := do(); err != nil {
+		if a.names == nil {
+			a.names = map[string]bool{}
+		}
+		a.names[p] = true
+		a.failed = append(a.failed, Failure{Path: p, Why: err.Error()})
+	}
+}
+
+// expect fails unless old is what is there, in directories that are some.
+func (a *applier) expect(p string, old *Entry) error {
+	for dir := path.Dir(p); dir != "."; dir = path.Dir(dir) {
+		fi, err := a.root.Lstat(dir)
+		if err != nil {
+			return err
+		}
+		if !fi.IsDir() {
+			return errChanged
+		}
+	}
+	now, err := look(a.root, p, nil, time.Now())
+	if err != nil {
+		return err
+	}
+	if !same(now, old) {
+		return errChanged
+	}
+	return nil
+}
+
+func (a *applier) remove(c Change) error {
+	if err := a.expect(c.Path, c.Old); err != nil {
+		return err
+	}
+	return a.root.Remove(c.Path)
+}
+
+// make makes a directory or a link. What was there of another kind is gone.
+func (a *applier) make(c Change) error {
+	old := c.Old
+	if old != nil && old.Kind != c.New.Kind {
+		old = nil
+	}
+	if err := a.expect(c.Path, old); err != nil {
+		return err
+	}
+	if c.New.Kind == Directory {
+		if old != nil {
+			return nil // its permissions, in the end
+		}
+		return a.root.Mkdir(c.Path, 0o700)
+	}
+	temp := tempName(c.Path)
+	if err := a.root.Symlink(c.New.Target, temp); err != nil {
+		return err
+	}
+	return a.rename(temp, c.Path)
+}
+
+func (a *applier) rename(temp, p string) error {
+	err := a.root.Rename(temp, p)
+	if err != nil {
+		err = errors.Join(err, a.root.Remove(temp))
+	}
+	return err
+}
+
+func tempName(p string) string { return path.Join(path.Dir(p), tempPrefix+rand.Text()) }
+
+// file reads a file's content and puts it in its place. The error is one of
+// the reader's; what is wrong with the place is a failure.
+func (a *applier) file(c Change) error {
+	temp := tempName(c.Path)
+	var out *os.File
+	old := c.Old
+	if old != nil && old.Kind != File {
+		old = nil
+	}
+	a.try(c.Path, func() (err error) {
+		if err = a.expect(c.Path, old); err == nil {
+			out, err = a.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		}
+		return err
+	})
+	w, h := io.Discard, sha256.New()
+	if out != nil {
+		w = out
+	}
+	readErr, writeErr := receive(a.ctx, a.in, io.MultiWriter(h, w), c.New.Size)
+	if out == nil {
+		return readErr
+	}
+	a.try(c.Path, func() error {
+		err := errors.Join(readErr, writeErr, out.Chmod(c.New.Perm.Perm()), out.Close())
+		switch {
+		case err != nil:
+		case hex.EncodeToString(h.Sum(nil)) != c.New.Hash:
+			err = errChanged
+		default:
+			err = a.root.Chtimes(temp, time.Time{}, time.Unix(0, c.New.Time))
+		}
+		if err == nil {
+			err = a.expect(c.Path, old) // the content may have taken its time
+		}
+		if err != nil {
+			return errors.Join(err, a.root.Remove(temp))
+		}
+		return a.rename(temp, c.Path)
+	})
+	return readErr
+}
+
+// chunkSize is how much of a file is sent at once.
+const chunkSize = 64 << 10
+
+// Send writes the content of the files among what is new: for each, in the
+// changes' order, chunks with their length before them, and a chunk of none.
+// A file that is not what it was said to be ends early; its digest tells.
+func Send(ctx context.Context, root *os.Root, changes []Change, w io.Writer) error {
+	out := bufio.NewWriterSize(w, chunkSize+4)
+	for _, c := range changes {
+		if c.New == nil || c.New.Kind != File {
+			continue
+		}
+		if err := sendFile(ctx, root, c.New, out); err != nil {
+			return fmt.Errorf("send %q: %w", c.Path, err)
+		}
+		if err := writeChunk(out, nil); err != nil {
+			return err
+		}
+	}
+	return out.Flush()
+}
+
+func sendFile(ctx context.Context, root *os.Root, e *Entry, out io.Writer) error {
+	now, err := root.Lstat(e.Path)
+	if err != nil || !now.Mode().IsRegular() {
+		return nil
+	}
+	f, err := root.Open(e.Path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !os.SameFile(fi, now) {
+		return nil
+	}
+	buf := make([]byte, chunkSize)
+	in := io.LimitReader(f, e.Size)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := in.Read(buf)
+		if n > 0 {
+			if err := writeChunk(out, buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return nil // its end; a shorter one has another digest
+		}
+	}
+}
+
+func writeChunk(w io.Writer, data []byte) error {
+	var head [4]byte
+	binary.BigEndian.PutUint32(head[:], uint32(len(data)))
+	if _, err := w.Write(head[:]); err != nil {
+		return err
+	}
+	_, err := w.Write(data)
+	return err
+}
+
+// receive reads one file's chunks, at most size bytes of them.
+func receive(ctx context.Context, r io.Reader, w io.Writer, size int64) (readErr, writeErr error) {
+	buf := make([]byte, chunkSize)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err, writeErr
+		}
+		var head [4]byte
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			return fmt.Errorf("read a file's content: %w", noEOF(err)), writeErr
+		}
+		n := binary.BigEndian.Uint32(head[:])
+		if n == 0 {
+			return nil, writeErr
+		}
+		if size -= int64(n); n > chunkSize || size < 0 {
+			return fmt.Errorf("more than was announced"), writeErr
+		}
+		if _, err := io.ReadFull(r, buf[:n]); err != nil {
+			return fmt.Errorf("read a file's content: %w", noEOF(err)), writeErr
+		}
+		if writeErr == nil {
+			_, writeErr = w.Write(buf[:n])
+		}
+	}
+}
+
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,224 @@
+package remote
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/mirror"
+)
+
+// Workspace is a directory here that has a copy there.
+type Workspace struct {
+	Dir   string // here
+	State string // directory of ours for what is known of both copies
+	Copy  Copy
+}
+
+// Copy names the copy of a workspace on the other host.
+type Copy struct {
+	ID   string `json:"id"`   // random, of this workspace alone
+	Name string `json:"name"` // of its directory
+}
+
+// InStep is what a Sync came to.
+type InStep struct {
+	Pushed, Pulled int // paths
+	Left           []string
+	Gone           bool // there was a copy, and is none any more: it was made anew
+}
+
+// ErrConflict marks a workspace that changed on both sides.
+var ErrConflict = errors.New("changed here and there")
+
+// Names of the files in State, and of the side's own.
+const (
+	baseFile  = "base.json"  // what was last the same on both sides
+	knownFile = "known.json" // what was last seen on one
+)
+
+// Sync brings both copies in step. Where the same path changed on both, it
+// does the rest, and returns an error that wraps ErrConflict, unless keep says
+// whose version is right.
+func (w Workspace) Sync(ctx context.Context, c *Conn, keep mirror.Keep) (InStep, error) {
+	var result InStep
+	root, err := os.OpenRoot(w.Dir)
+	if err != nil {
+		return result, vm.Classify(vm.ErrUsage, fmt.Errorf("open the workspace: %w", err))
+	}
+	defer root.Close()
+	here, err := scanKnown(ctx, root, filepath.Join(w.State, knownFile))
+	if err != nil {
+		return result, fmt.Errorf("look at the workspace: %w", err)
+	}
+	base, err := readManifest(filepath.Join(w.State, baseFile))
+	if err != nil {
+		return result, err
+	}
+	seen, err := Do[scanned](ctx, c, w.Copy, opScan)
+	if err == nil {
+		err = seen.Manifest.Check()
+	}
+	if err != nil {
+		return result, fmt.Errorf("look at the workspace on %s: %w", c.host.Address(), err)
+	}
+	if seen.New { // nothing in it was deleted by anybody
+		result.Gone = len(base) > 0
+		base = nil
+	}
+	plan := mirror.Compare(base, here, seen.Manifest, keep)
+	failures, err := w.carryOut(ctx, c, root, plan)
+	if err != nil {
+		return result, fmt.Errorf("bring the workspace in step with %s: %w", c.host.Address(), err)
+	}
+	result.Pushed, result.Pulled = len(plan.Push), len(plan.Pull)
+	for p, e := range here {
+		if t := seen.Manifest[p]; e.Kind == mirror.Other && t == nil {
+			result.Left = append(result.Left, p)
+		}
+	}
+	return result, errors.Join(conflicts(plan.Conflicts), failed(failures))
+}
+
+// carryOut does what the plan says, and notes what is the same afterwards.
+func (w Workspace) carryOut(ctx context.Context, c *Conn, root *os.Root, plan mirror.Plan) ([]mirror.Failure, error) {
+	// What fails halfway is the same on both sides or not, which the next
+	// comparison sees.
+	if err := writeManifest(filepath.Join(w.State, baseFile), plan.Base); err != nil {
+		return nil, err
+	}
+	failures, err := w.push(ctx, c, root, plan.Push)
+	if err != nil {
+		return nil, err
+	}
+	mirror.Done(plan.Base, plan.Push, failures)
+	more, err := w.pull(ctx, c, root, plan.Pull)
+	if err != nil {
+		return nil, err
+	}
+	mirror.Done(plan.Base, plan.Pull, more)
+	return append(failures, more...), writeManifest(filepath.Join(w.State, baseFile), plan.Base)
+}
+
+func (w Workspace) push(ctx context.Context, c *Conn, root *os.Root, changes []mirror.Change) ([]mirror.Failure, error) {
+	if len(changes) == 0 {
+		return nil, nil
+	}
+	call, err := c.Start(ctx, opChange)
+	if err != nil {
+		return nil, err
+	}
+	var reply Reply[[]mirror.Failure]
+	if err = WriteFrame(call.In, transfer{w.Copy, changes}); err == nil {
+		err = mirror.Send(ctx, root, changes, call.In)
+	}
+	// What was in the way of sending may be told by the answer.
+	if readErr := ReadFrame(call.Out, &reply); readErr == nil {
+		err = reply.Problem.Err()
+	} else if err == nil {
+		err = readErr
+	}
+	return reply.Value, call.End(err)
+}
+
+func (w Workspace) pull(ctx context.Context, c *Conn, root *os.Root, changes []mirror.Change) ([]mirror.Failure, error) {
+	if len(changes) == 0 {
+		return nil, nil
+	}
+	call, err := c.Start(ctx, opFetch)
+	if err != nil {
+		return nil, err
+	}
+	var reply Reply[struct{}]
+	var failures []mirror.Failure
+	if err = WriteFrame(call.In, transfer{w.Copy, changes}); err == nil {
+		err = ReadFrame(call.Out, &reply)
+	}
+	if err == nil {
+		err = reply.Problem.Err()
+	}
+	if err == nil {
+		failures, err = mirror.Apply(ctx, root, changes, call.Out)
+	}
+	return failures, call.End(err)
+}
+
+// maxListed is how many paths a message names.
+const maxListed = 20
+
+func conflicts(paths []string) error {
+	if len(paths) == 0 {
+		return nil
+	}
+	return vm.WithHint(fmt.Errorf("%w, and left as it is on both sides: %s", ErrConflict, list(paths)),
+		"agentvm sync --keep here (or there) takes one side's version of these")
+}
+
+func failed(failures []mirror.Failure) error {
+	if len(failures) == 0 {
+		return nil
+	}
+	var paths []string
+	for _, f := range failures {
+		paths = append(paths, f.Path+" ("+clean([]byte(f.Why))+")")
+	}
+	return vm.WithHint(fmt.Errorf("could not be brought in step: %s", list(paths)), "agentvm sync tries again")
+}
+
+func list(paths []string) string {
+	var words []string
+	for _, p := range paths[:min(len(paths), maxListed)] {
+		words = append(words, strings.Trim(fmt.Sprintf("%q", p), `"`))
+	}
+	if more := len(paths) - maxListed; more > 0 {
+		words = append(words, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(words, ", ")
+}
+
+// scanKnown looks at a directory, and keeps what it saw for the next time.
+func scanKnown(ctx context.Context, root *os.Root, file string) (mirror.Manifest, error) {
+	known, err := readManifest(file)
+	if err != nil {
+		known = nil // it only saves work
+	}
+	m, err := mirror.Scan(ctx, root, known)
+	if err != nil {
+		return nil, err
+	}
+	return m, writeManifest(file, m)
+}
+
+func readManifest(file string) (mirror.Manifest, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var m mirror.Manifest
+	if err == nil {
+		err = json.Unmarshal(data, &m)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what is known of the workspace: %s: %w", file, err)
+	}
+	return m, nil
+}
+
+func writeManifest(file string, m mirror.Manifest) error {
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(file, data, 0o600); err != nil {
+		return fmt.Errorf("keep what is known of the workspace: %w", err)
+	}
+	return nil
+}
