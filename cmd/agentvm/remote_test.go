@@ -1,9 +1,14 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,10 +17,17 @@ import (
 	"github.com/agentvm/agentvm/vm/testenv"
 )
 
-// TestRemote takes a machine on another host through its day: this very host,
-// by an SSH server of the test's own, with a home of its own.
-func TestRemote(t *testing.T) {
-	testenv.RequireRoot(t)
+// far is a host whose machines are on another one, which is this very host by
+// an SSH server of the test's own, with a home of its own.
+type far struct {
+	*host
+	there *host
+	sshd  *testenv.SSHD
+	dir   string // the workspace here
+}
+
+func newFar(t *testing.T, config string) far {
+	t.Helper()
 	lv := testenv.StartLibvirtd(t)
 	there := newHost(t)
 	if err := os.RemoveAll(filepath.Join(there.home, "cache")); err != nil { // it has no image
@@ -24,29 +36,186 @@ func TestRemote(t *testing.T) {
 	sshd := testenv.StartSSHD(t, "HOME="+there.home, "AGENTVM_HOME="+there.home, "PATH="+os.Getenv("PATH"))
 	h := newHost(t)
 	t.Setenv("PATH", sshd.Bin+":"+os.Getenv("PATH"))
+	t.Setenv("PASSED", "a 'secret'")
 	uri := strings.Replace(lv.URI(), "qemu:///", "qemu+ssh://elsewhere/", 1)
-	dir := h.project("far", "version: 1\nname: far\nresources: {memory: 1GiB}\nagent: {env: [PASSED]}\nbackend: libvirt\nuri: "+uri+"\n")
-	d := day{h: h, dir: dir}
-	d.write(t, "here", "from here\n")
+	return far{host: h, there: there, sshd: sshd, dir: h.project(oddName, config+"backend: libvirt\nuri: "+uri+"\n")}
+}
+
+// copy is a path of the copy of the workspace.
+func (f far) copy(name string) string {
+	f.t.Helper()
+	dirs, _ := filepath.Glob(filepath.Join(f.there.home, "state/remote/*/*/agentvm.yaml"))
+	if len(dirs) != 1 {
+		f.t.Fatalf("copies: %q", dirs)
+	}
+	return filepath.Join(filepath.Dir(dirs[0]), name)
+}
+
+func (f far) write(path, text string) {
+	f.t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f far) content(path, want string) {
+	f.t.Helper()
+	if got, err := os.ReadFile(path); string(got) != want {
+		f.t.Errorf("%s holds %q (%v), want %q", path, got, err, want)
+	}
+}
+
+// TestRemote takes a machine on another host through its day.
+func TestRemote(t *testing.T) {
+	testenv.RequireRoot(t)
+	service := httpService(t)
+	// What a mount would bring is made in the guest.
+	config := strings.Replace(dayConfig("", service), `mounts: [{source: "", target: /data, readonly: true}]`+"\n", "", 1)
+	config = strings.Replace(config, "run: [", `run: ["sudo mkdir /data && echo of the host | sudo tee /data/in", `, 1)
+	f := newFar(t, config+"agent: {env: [PASSED]}\n")
+	dir, at := f.dir, func(name string) string { return filepath.Join(f.dir, name) }
+	for name, text := range map[string]string{"keep": "as it was\n", "secret.env": "TOKEN=1\n", "here": "from here\n", "sub/x": "x\n"} {
+		if err := os.MkdirAll(filepath.Dir(at(name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		f.write(at(name), text)
+	}
+	f.fails(dir, exitNotFound, "has no virtual machine on elsewhere", "status")
 
 	t.Run("up", func(t *testing.T) {
-		o := h.must(dir, "up")
-		t.Logf("%s\n%s", o.took, o.stderr)
-		if v := h.status(dir); v.State != instance.Ready || v.Host != "elsewhere" || v.Workspace != dir {
+		if o := f.must(dir, "up"); !strings.Contains(o.stderr, "send image") || !strings.Contains(o.stderr, "as that host sees it") {
+			t.Errorf("it does not say what it does:\n%s", o.stderr)
+		}
+		if v := f.status(dir); v.State != instance.Ready || len(v.Warnings) != 0 || v.Host != "elsewhere" || v.Workspace != dir || v.Copy != filepath.Dir(f.copy("x")) {
 			t.Fatalf("%+v", v)
 		}
-	})
-	t.Run("workspace", func(t *testing.T) {
-		if got := h.guest(dir, "cat here; echo changed >here; mkdir d; ln -s /etc/passwd d/link; echo x >d/x; chmod 750 d/x"); got != "from here\n" {
-			t.Errorf("the guest sees %q", got)
+		if o := f.must(dir, "up"); !strings.Contains(o.stderr, "already running") || strings.Contains(o.stderr, "send image") {
+			t.Errorf("the second says\n%s", o.stderr)
 		}
-		out, err := exec.Command("sh", "-c", "cd \"$0\" && cat here d/x && readlink d/link && stat -c %a d/x", dir).CombinedOutput()
-		if string(out) != "changed\nx\n/etc/passwd\n750\n" {
-			t.Errorf("%q, %v", out, err)
+	})
+	d := day{h: f.host, dir: dir, service: service}
+	for _, c := range dayCases {
+		if slices.Contains([]string{"exec", "interrupt reaches the program", "network"}, c.name) {
+			t.Run(c.name, func(t *testing.T) { c.run(t, d) })
+		}
+	}
+	t.Run("run", func(t *testing.T) {
+		if o := f.must(dir, "run", "--", "-c", `echo "$PASSED,$AGENTVM_TEST_SECRET."`); o.stdout != "a 'secret',.\n" {
+			t.Errorf("%q\n%s", o.stdout, o.stderr)
+		}
+		if o := f.runIn(dir, "", "exec", "-e", "PASSED", "--", "sh", "-c", `echo "$PASSED"; exit 255`); o.code != 255 || o.stdout != "a 'secret'\n" || strings.Contains(o.stderr, "lost") {
+			t.Errorf("%d, %q\n%s", o.code, o.stdout, o.stderr)
+		}
+		out, _ := exec.Command("script", "-qec", "cd '"+strings.ReplaceAll(dir, "'", `'\''`)+"' && AGENTVM_HOME="+f.home+" "+f.program+" exec -- tty", "/dev/null").CombinedOutput()
+		if !bytes.Contains(out, []byte("/dev/pts/")) {
+			t.Errorf("on a terminal: %q", out)
+		}
+	})
+	t.Run("workspace", func(t *testing.T) { f.workspace(t) })
+	t.Run("conflict", func(t *testing.T) {
+		f.write(at("both"), "first\n")
+		f.must(dir, "sync")
+		f.write(at("both"), "mine\n")
+		f.write(f.copy("both"), "theirs\n")
+		f.write(at("other"), "all the same\n")
+		f.fails(dir, exitFailure, "changed here and there, and left as it is on both sides: both", "exec", "--", "true")
+		f.content(at("both"), "mine\n")
+		f.content(f.copy("both"), "theirs\n")
+		f.content(f.copy("other"), "all the same\n")
+		f.must(dir, "sync", "--keep", "there")
+		f.content(at("both"), "theirs\n")
+	})
+	t.Run("connection is lost", func(t *testing.T) { f.lost(t) })
+	t.Run("found from elsewhere", func(t *testing.T) {
+		var list []view
+		if err := json.Unmarshal([]byte(f.run("ls", "--json").stdout), &list); err != nil || len(list) != 1 || list[0].Name != "day" || list[0].Host != "elsewhere" || list[0].State != instance.Ready {
+			t.Errorf("%v, %+v", err, list)
+		}
+		f.must(f.home, "status", "day")
+		f.must(f.home, "stop", "day", "--timeout", "5s")
+		f.must(f.home, "start", "day")
+	})
+	t.Run("doctor", func(t *testing.T) {
+		if o := f.runIn(dir, "", "doctor"); !strings.Contains(o.stdout, "ok    host elsewhere: ") || !strings.Contains(o.stdout, "ok    elsewhere: libvirt: ") {
+			t.Errorf("%s%s", o.stdout, o.stderr)
+		}
+	})
+	t.Run("what does not work", func(t *testing.T) {
+		for _, args := range [][]string{{"suspend"}, {"fork", "1"}, {"cp", ":x", "y"}, {"forward", "1"}, {"ssh-config"}, {"pool", "fill"}} {
+			f.fails(dir, exitUsage, "does not work with a machine on another host", args...)
 		}
 	})
 	t.Run("down", func(t *testing.T) {
-		h.must(dir, "down")
-		time.Sleep(0)
+		f.guest(dir, "echo last >last; (sleep 1; echo later >later) >/dev/null 2>&1 &")
+		time.Sleep(2 * time.Second)
+		f.must(dir, "down")
+		f.content(at("later"), "later\n")
+		f.fails(dir, exitNotFound, "no virtual machine", "status")
+		left, _ := filepath.Glob(filepath.Join(f.there.home, "state", "remote", "*"))
+		mine, _ := filepath.Glob(filepath.Join(f.home, "state", "elsewhere", "*"))
+		if left = append(left, mine...); len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
+		f.there.nothingLeft()
+		f.nothingLeft()
 	})
+}
+
+// workspace changes files on both sides.
+func (f far) workspace(t *testing.T) {
+	if got := f.guest(f.dir, "cat here; echo changed >here; mkdir d; ln -s /etc/passwd d/link; echo x >d/x; chmod 750 d/x; rm -r sub; cat secret.env; mkfifo pipe"); got != "from here\n" {
+		t.Errorf("the guest sees %q", got)
+	}
+	out, err := exec.Command("sh", "-c", "cd \"$0\" && cat here d/x && readlink d/link && stat -c %a d/x && ls", f.dir).CombinedOutput()
+	if string(out) != "changed\nx\n/etc/passwd\n750\nagentvm.yaml\nd\nhere\nkeep\nprovisioned\nsecret.env\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	if o := f.runIn(f.dir, "", "exec", "--", "sudo", "sh", "-c", "echo x >keep"); o.code == 0 {
+		t.Error("the guest's root could write to what is protected")
+	}
+	// The guest puts a link where a directory of the host's user was.
+	secret := filepath.Join(f.home, "w", "secret")
+	if err := os.Mkdir(secret, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.guest(f.dir, fmt.Sprintf("rm -r d && ln -s %s d", secret))
+	f.write(filepath.Join(f.dir, "after"), "")
+	f.guest(f.dir, "rm d && mkdir d && echo x >d/x")
+	f.content(filepath.Join(f.dir, "d", "x"), "x\n")
+	if left, _ := os.ReadDir(secret); len(left) > 0 {
+		t.Errorf("something was written through the link: %v", left)
+	}
+}
+
+// lost cuts the connection under a command.
+func (f far) lost(t *testing.T) {
+	cmd := f.command(f.dir, "exec", "--", "sh", "-c", "echo go; sleep 3; echo late >late")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "go\n" {
+		t.Fatal(line, err)
+	}
+	f.sshd.Cut()
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != exitConnection || !strings.Contains(said.String(), "the machine there goes on") || !strings.Contains(said.String(), "hint: agentvm status") {
+		t.Errorf("exit code %d\n%s", code, said.String())
+	}
+	if v := f.status(f.dir); v.State != instance.Ready {
+		t.Errorf("it is %s: %s", v.State, v.Reason)
+	}
+	for range 100 {
+		f.must(f.dir, "sync")
+		if _, err := os.Stat(filepath.Join(f.dir, "late")); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	f.content(filepath.Join(f.dir, "late"), "late\n")
 }

@@ -1,7 +1,6 @@
 package mirror
 
 import (
-	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -35,139 +34,139 @@ const (
 
 // Compare decides what is to be done. base is what was last the same on both
 // sides; what it lacks never was.
+//
+// Where both sides have a directory, what is in it is decided on one by one.
+// Anything else is decided on as a whole, with all that is in it: it is copied
+// if one side has it as it last was on both, and is a conflict otherwise.
 func Compare(base, here, there Manifest, keep Keep) Plan {
-	c := comparison{base: base, here: here, there: there, keep: keep, final: map[string]*Entry{}, way: map[string]direction{}}
+	c := comparison{base: base, here: here, there: there, keep: keep, in: map[string][]string{}, plan: Plan{Base: Manifest{}}}
+	seen := map[string]bool{}
 	for _, m := range []Manifest{base, here, there} {
 		for p := range m {
-			c.decide(p)
+			if !seen[p] {
+				seen[p] = true
+				c.in[path.Dir(p)] = append(c.in[path.Dir(p)], p)
+			}
 		}
 	}
-	for c.refuse() {
+	for _, p := range c.in["."] {
+		c.decide(p)
 	}
-	return c.plan()
+	byPath := func(a, b Change) int { return strings.Compare(a.Path, b.Path) }
+	slices.SortFunc(c.plan.Push, byPath)
+	slices.SortFunc(c.plan.Pull, byPath)
+	slices.Sort(c.plan.Conflicts)
+	return c.plan
+}
+
+type comparison struct {
+	base, here, there Manifest
+	keep              Keep
+	in                map[string][]string // what lies in a directory, on any side
+	plan              Plan
+}
+
+func (c *comparison) decide(p string) {
+	b, h, t := c.base[p], c.here[p], c.there[p]
+	if !isKind(h, Directory) || !isKind(t, Directory) {
+		c.whole(p)
+		return
+	}
+	switch { // permissions
+	case same(h, t):
+		c.plan.Base[p] = plain(h)
+	case same(t, b), !same(h, b) && c.keep == KeepHere:
+		c.copy(p, push)
+	case same(h, b), c.keep == KeepThere:
+		c.copy(p, pull)
+	default:
+		c.conflict(p)
+	}
+	for _, q := range c.in[p] {
+		c.decide(q)
+	}
+}
+
+// whole decides on a path and all that is in it.
+func (c *comparison) whole(p string) {
+	b, h, t := c.base[p], c.here[p], c.there[p]
+	all := c.below(p, nil)
+	alike := func(x, y Manifest) bool {
+		return !slices.ContainsFunc(all, func(q string) bool { return !same(x[q], y[q]) })
+	}
+	way := conflict
+	switch {
+	case isKind(h, Other) && t == nil && b == nil, isKind(t, Other) && h == nil && b == nil:
+		return // it is only there
+	case isKind(h, Other), isKind(t, Other): // nobody knows what is in it
+	case alike(c.there, c.base):
+		way = push
+	case alike(c.here, c.base), c.keep == KeepThere:
+		way = pull
+	case c.keep == KeepHere:
+		way = push
+	case alike(c.here, c.there):
+		way = push // nothing
+	}
+	if way == conflict {
+		c.conflict(p)
+		for _, q := range all {
+			c.remember(q)
+		}
+		return
+	}
+	for _, q := range all {
+		c.copy(q, way)
+	}
+}
+
+func (c *comparison) below(p string, list []string) []string {
+	list = append(list, p)
+	for _, q := range c.in[p] {
+		list = c.below(q, list)
+	}
+	return list
 }
 
 type direction int
 
 const (
-	inStep direction = iota
+	conflict direction = iota
 	push
 	pull
-	conflict
-	stays // on one side only, and cannot be copied
 )
 
-type comparison struct {
-	base, here, there Manifest
-	keep              Keep
-	final             map[string]*Entry // what would be at a path in the end
-	way               map[string]direction
-}
-
-func (c *comparison) decide(p string) {
-	b, h, t := c.base[p], c.here[p], c.there[p]
-	way, final := conflict, h
+// copy makes one side's path like the other's, if it is not.
+func (c *comparison) copy(p string, way direction) {
+	h, t := c.here[p], c.there[p]
 	switch {
-	case other(h) && t == nil && b == nil || other(t) && h == nil && b == nil:
-		way, final = stays, cmp.Or(h, t)
-	case other(h) || other(t):
 	case same(h, t):
-		way = inStep
-	case same(t, b), c.keep == KeepHere:
-		way = push
-	case same(h, b), c.keep == KeepThere:
-		way, final = pull, t
-	}
-	c.way[p], c.final[p] = way, final
-}
-
-func other(e *Entry) bool { return e != nil && e.Kind == Other }
-
-// refuse turns into conflicts what cannot be done without harm to something
-// else, and reports whether there was any: what would lie in no directory, and
-// what lies in one that nobody can look into.
-func (c *comparison) refuse() (any bool) {
-	for p := range c.way {
-		for dir := path.Dir(p); dir != "."; dir = path.Dir(dir) {
-			blind := other(c.here[dir]) || other(c.there[dir])
-			lost := c.final[p] != nil && (c.final[dir] == nil || c.final[dir].Kind != Directory)
-			switch {
-			case blind:
-				any = c.settle(p, conflict) || any
-			case lost:
-				any = c.settle(dir, c.wanted(dir)) || any
-				any = c.settle(p, c.wanted(p)) || any
-			}
+		if h != nil {
+			c.plan.Base[p] = plain(h)
 		}
+		return
+	case isKind(h, Other) || isKind(t, Other): // it stays where it is
+	case way == push:
+		c.plan.Push = append(c.plan.Push, Change{p, t, h})
+	default:
+		c.plan.Pull = append(c.plan.Pull, Change{p, h, t})
 	}
-	return any
+	c.remember(p)
 }
 
-// wanted is what becomes of a path that is in another's way.
-func (c *comparison) wanted(p string) direction {
-	switch {
-	case c.keep == KeepHere && c.way[p] != push && c.way[p] != stays:
-		return push
-	case c.keep == KeepThere && c.way[p] != pull && c.way[p] != stays:
-		return pull
-	}
-	return conflict
+func (c *comparison) conflict(p string) {
+	c.plan.Conflicts = append(c.plan.Conflicts, p)
+	c.remember(p)
 }
 
-// settle makes another decision on a path, unless that is a conflict already.
-func (c *comparison) settle(p string, way direction) bool {
-	if c.way[p] == conflict || c.way[p] == inStep && way == conflict && c.here[p] == nil {
-		return false
+// remember keeps what was last the same of a path that is not yet again.
+func (c *comparison) remember(p string) {
+	if b := c.base[p]; b != nil {
+		c.plan.Base[p] = b
 	}
-	c.way[p] = way
-	switch way {
-	case push:
-		c.final[p] = c.here[p]
-	case pull:
-		c.final[p] = c.there[p]
-	default: // it stays, and so does what is in it
-		c.final[p] = directory(c.here[p], c.there[p])
-	}
-	return true
 }
 
-// directory is what of two is one: a conflict leaves it where it is.
-func directory(a, b *Entry) *Entry {
-	if a != nil && a.Kind == Directory {
-		return a
-	}
-	return b
-}
-
-func (c *comparison) plan() Plan {
-	plan := Plan{Base: Manifest{}}
-	for p, way := range c.way {
-		h, t := c.here[p], c.there[p]
-		switch way {
-		case inStep:
-			if h != nil {
-				plan.Base[p] = plain(h)
-			}
-			continue
-		case push:
-			plan.Push = append(plan.Push, Change{p, t, h})
-		case pull:
-			plan.Pull = append(plan.Pull, Change{p, h, t})
-		case conflict:
-			plan.Conflicts = append(plan.Conflicts, p)
-		case stays:
-			continue
-		}
-		if b := c.base[p]; b != nil { // still what it was, until it is done
-			plan.Base[p] = b
-		}
-	}
-	byPath := func(a, b Change) int { return strings.Compare(a.Path, b.Path) }
-	slices.SortFunc(plan.Push, byPath)
-	slices.SortFunc(plan.Pull, byPath)
-	slices.Sort(plan.Conflicts)
-	return plan
-}
+func isKind(e *Entry, k Kind) bool { return e != nil && e.Kind == k }
 
 // plain is an entry without what only one side knows of it.
 func plain(e *Entry) *Entry {
