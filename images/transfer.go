@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,11 +65,30 @@ func (c *Cache) Receive(ctx context.Context, m Manifest) (*Reception, error) {
 			return nil, errors.Join(err, lock.Close())
 		}
 	}
+	c.sweepIncoming(m.ID)
 	r := &Reception{cache: c, manifest: m, dir: filepath.Join(c.dir, "incoming", m.ID), release: lock.Close}
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return r, nil
+}
+
+// keepIncoming is how long a transfer that was cut off may go on.
+const keepIncoming = 7 * 24 * time.Hour
+
+// sweepIncoming removes what nobody goes on with. The caller holds id's lock.
+func (c *Cache) sweepIncoming(id string) {
+	entries, _ := os.ReadDir(filepath.Join(c.dir, "incoming"))
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err != nil || e.Name() == id || time.Since(fi.ModTime()) < keepIncoming {
+			continue
+		}
+		if lock, ok, err := c.tryLock(e.Name()); err == nil && ok {
+			_ = os.RemoveAll(filepath.Join(c.dir, "incoming", e.Name()))
+			_ = lock.Close()
+		}
+	}
 }
 
 func (m Manifest) checkForeign() error {

@@ -39,7 +39,7 @@ is and listed; --keep takes one side's version of that, and of nothing else.`,
 			}
 			conn, err := e.dial(cmd.Context(), a.mayAsk())
 			if err == nil {
-				err = e.sync(cmd.Context(), conn, mirror.Keep(keep))
+				err = e.sync(cmd.Context(), conn, mirror.Keep(keep), true)
 			}
 			return unreachable(err)
 		},
@@ -85,7 +85,7 @@ func (e *elsewhere) down(cmd *cobra.Command) error {
 		return remoteExit(code)
 	}
 	ctx = context.WithoutCancel(ctx)
-	if err := e.sync(ctx, conn, mirror.KeepBoth); err != nil {
+	if err := e.sync(ctx, conn, mirror.KeepBoth, false); err != nil {
 		return unreachable(err)
 	}
 	e.app.name = "" // is there another that shares the copy?

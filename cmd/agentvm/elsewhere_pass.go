@@ -63,7 +63,7 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 		}
 	}
 	if w.before {
-		if err := e.sync(ctx, conn, mirror.KeepBoth); err != nil {
+		if err := e.sync(ctx, conn, mirror.KeepBoth, w.makes); err != nil {
 			return unreachable(err)
 		}
 	}
@@ -79,7 +79,7 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 		e.learn(ctx, conn)
 	}
 	if w.after {
-		err = e.sync(context.WithoutCancel(ctx), conn, mirror.KeepBoth)
+		err = e.sync(context.WithoutCancel(ctx), conn, mirror.KeepBoth, false)
 	}
 	if code != exitOK {
 		if err != nil {
@@ -171,8 +171,9 @@ func (e *elsewhere) sendImage(ctx context.Context, cmd *cobra.Command, conn *rem
 	return conn.SendImage(ctx, img, report.Fraction)
 }
 
-// sync brings the workspace and its copy in step.
-func (e *elsewhere) sync(ctx context.Context, conn *remote.Conn, keep mirror.Keep) error {
+// sync brings the workspace and its copy in step. full also tells what stays
+// where it is.
+func (e *elsewhere) sync(ctx context.Context, conn *remote.Conn, keep mirror.Keep, full bool) error {
 	lock := flock.New(filepath.Join(e.dir, "lock"), flock.SetPermissions(0o600))
 	if _, err := lock.TryLockContext(ctx, 50*time.Millisecond); err != nil {
 		return fmt.Errorf("wait for another command that keeps the workspace in step: %w", err)
@@ -183,11 +184,14 @@ func (e *elsewhere) sync(ctx context.Context, conn *remote.Conn, keep mirror.Kee
 	if result.Gone {
 		e.app.noteLine("the copy of the workspace on %s was gone, and is made anew", e.host.Address())
 	}
-	if len(result.Left) > 0 {
-		e.app.noteLine("%d paths are neither files, directories nor links, cannot be read or have odd names, and stay here: %q, ...", len(result.Left), result.Left[0])
+	if full && len(result.Left) > 0 {
+		e.app.noteLine("neither files, directories nor links, or cannot be read, or have odd names, and stay here: %s", remote.List(result.Left))
+	}
+	if len(result.Changed) > 0 {
+		e.app.noteLine("changed while they were copied, and are left for the next time: %s", remote.List(result.Changed))
 	}
 	if e.app.verbose && result.Pushed+result.Pulled > 0 {
-		e.app.noteLine("workspace: %d paths went to %s, %d came from there", result.Pushed, e.host.Address(), result.Pulled)
+		e.app.noteLine("workspace: %d paths to %s, %d from there", result.Pushed, e.host.Address(), result.Pulled)
 	}
 	return err
 }

@@ -51,8 +51,8 @@ func (a *app) elsewhereOf(p lifecycle.Project, host libvirt.Elsewhere, makes boo
 		return nil, err
 	}
 	ws, err := lifecycle.CheckDirectory(p.Workspace(), a.home(), false)
-	if err != nil {
-		return nil, err
+	if err != nil { // --allow-wide shares, it does not copy
+		return nil, vm.WithHint(err, "a workspace that is copied to another host is a project's directory")
 	}
 	sum := sha256.Sum256([]byte(ws.Path))
 	e := &elsewhere{app: a, host: host, project: &p, dir: filepath.Join(recordsDir(dirs), hex.EncodeToString(sum[:6]))}

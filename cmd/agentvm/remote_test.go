@@ -132,8 +132,9 @@ func TestRemote(t *testing.T) {
 			t.Errorf("%v, %+v", err, list)
 		}
 		f.must(f.home, "status", "day")
-		f.must(f.home, "stop", "day", "--timeout", "5s")
-		f.must(f.home, "start", "day")
+		if o := f.must(f.home, "logs", "day"); !strings.Contains(o.stdout, "libvirt") {
+			t.Errorf("its log:\n%s", o.stdout)
+		}
 	})
 	t.Run("doctor", func(t *testing.T) {
 		if o := f.runIn(dir, "", "doctor"); !strings.Contains(o.stdout, "ok    host elsewhere: ") || !strings.Contains(o.stdout, "ok    elsewhere: libvirt: ") {
@@ -148,6 +149,7 @@ func TestRemote(t *testing.T) {
 	t.Run("down", func(t *testing.T) {
 		f.guest(dir, "echo last >last; (sleep 1; echo later >later) >/dev/null 2>&1 &")
 		time.Sleep(2 * time.Second)
+		f.must(f.home, "stop", "day", "--timeout", "5s")
 		f.must(dir, "down")
 		f.content(at("later"), "later\n")
 		f.fails(dir, exitNotFound, "no virtual machine", "status")

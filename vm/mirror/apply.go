@@ -17,8 +17,9 @@ import (
 
 // Failure is a path that could not be changed, and why.
 type Failure struct {
-	Path string `json:"path"`
-	Why  string `json:"why"`
+	Path    string `json:"path"`
+	Why     string `json:"why"`
+	Changed bool   `json:"changed,omitempty"` // it is not what the decision was made on, and another one will do
 }
 
 // Apply makes the changes, which are sorted by path, in the directory. The
@@ -74,7 +75,7 @@ func (a *applier) try(p string, do func() error) {
 			a.names = map[string]bool{}
 		}
 		a.names[p] = true
-		a.failed = append(a.failed, Failure{Path: p, Why: err.Error()})
+		a.failed = append(a.failed, Failure{Path: p, Why: err.Error(), Changed: errors.Is(err, errChanged)})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -32,8 +33,9 @@ type Copy struct {
 // InStep is what a Sync came to.
 type InStep struct {
 	Pushed, Pulled int // paths
-	Left           []string
-	Gone           bool // there was a copy, and is none any more: it was made anew
+	Left           []string // what cannot be copied and stays here
+	Changed        []string // what changed while it was copied, and is the next one's
+	Gone           bool     // there was a copy, and is none any more: it was made anew
 }
 
 // ErrConflict marks a workspace that changed on both sides.
@@ -85,6 +87,13 @@ func (w Workspace) Sync(ctx context.Context, c *Conn, keep mirror.Keep) (InStep,
 			result.Left = append(result.Left, p)
 		}
 	}
+	slices.Sort(result.Left)
+	for _, f := range failures {
+		if f.Changed {
+			result.Changed = append(result.Changed, f.Path)
+		}
+	}
+	failures = slices.DeleteFunc(failures, func(f mirror.Failure) bool { return f.Changed })
 	return result, errors.Join(conflicts(plan.Conflicts), failed(failures))
 }
 
@@ -158,7 +167,7 @@ func conflicts(paths []string) error {
 	if len(paths) == 0 {
 		return nil
 	}
-	return vm.WithHint(fmt.Errorf("%w, and left as it is on both sides: %s", ErrConflict, list(paths)),
+	return vm.WithHint(fmt.Errorf("%w, and left as it is on both sides: %s", ErrConflict, List(paths)),
 		"agentvm sync --keep here (or there) takes one side's version of these")
 }
 
@@ -170,10 +179,11 @@ func failed(failures []mirror.Failure) error {
 	for _, f := range failures {
 		paths = append(paths, f.Path+" ("+clean([]byte(f.Why))+")")
 	}
-	return vm.WithHint(fmt.Errorf("could not be brought in step: %s", list(paths)), "agentvm sync tries again")
+	return vm.WithHint(fmt.Errorf("could not be brought in step: %s", List(paths)), "agentvm sync tries again")
 }
 
-func list(paths []string) string {
+// List names a few of many paths, fit for a terminal.
+func List(paths []string) string {
 	var words []string
 	for _, p := range paths[:min(len(paths), maxListed)] {
 		words = append(words, strings.Trim(fmt.Sprintf("%q", p), `"`))
