@@ -32,7 +32,7 @@ type Copy struct {
 
 // InStep is what a Sync came to.
 type InStep struct {
-	Pushed, Pulled int // paths
+	Pushed, Pulled int      // paths
 	Left           []string // what cannot be copied and stays here
 	Changed        []string // what changed while it was copied, and is the next one's
 	Gone           bool     // there was a copy, and is none any more: it was made anew

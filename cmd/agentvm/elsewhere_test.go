@@ -1,0 +1,79 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
+
+	"github.com/agentvm/agentvm/vm/config"
+	"github.com/agentvm/agentvm/vm/libvirt"
+)
+
+// hereOnly are the commands that are about this host, or see to other hosts
+// themselves.
+var hereOnly = map[string]bool{
+	"init": true, "ls": true, "status": true, "down": true, "sync": true, "doctor": true, "agents": true, "version": true,
+	"ssh-proxy": true, "supervise": true, // their arguments are this host's own
+	"image ls": true, "image build": true, "image inspect": true, "image rm": true,
+	"template ls": true, "template rm": true, "template prune": true, "pool ls": true, "pool drain": true,
+	"gpu ls": true, "gpu check": true, "gpu bind": true, "gpu release": true, "gpu recover": true, "gpu helper-setup": true,
+}
+
+// TestEveryCommandHasItsPlace wants a decision for each command on what it does
+// about a machine on another host.
+func TestEveryCommandHasItsPlace(t *testing.T) {
+	found := map[string]bool{}
+	var walk func(*cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		path := strings.TrimPrefix(cmd.CommandPath(), "agentvm ")
+		if !cmd.HasSubCommands() {
+			found[path] = true
+			if _, goes := ways[path]; goes == hereOnly[path] {
+				t.Errorf("agentvm %s: elsewhere %v, here only %v", path, goes, hereOnly[path])
+			}
+		}
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+	}
+	walk((&app{getenv: os.Getenv}).rootCommand())
+	for path := range hereOnly {
+		if !found[path] {
+			t.Errorf("there is no command %s", path)
+		}
+	}
+}
+
+// TestConfigurationThere has the other host read the same configuration.
+func TestConfigurationThere(t *testing.T) {
+	_, text, _ := strings.Cut(readDoc(t, "docs/configuration.md"), "Everything at once:\n\n```yaml\n")
+	text, _, _ = strings.Cut(text, "```")
+	before, _, _ := strings.Cut(text, "gpu:\n")
+	_, after, _ := strings.Cut(text, "hugepages: 2MiB\n")
+	text = before + after + "backend: libvirt\nuri: qemu+ssh://ada@box:1/session?socket=/s\n"
+	for _, text := range []string{text, "version: 1\nbackend: libvirt\nuri: qemu+ssh://ada@box:1/session?socket=/s\n"} {
+		want, err := config.Parse(config.FileName, []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		host, there, err := libvirt.ParseElsewhere(want.URI)
+		if err != nil || !there {
+			t.Fatal(there, err)
+		}
+		data, err := configThere(want, host, "shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := config.Parse(config.FileName, data)
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, data)
+		}
+		want.URI, want.Workspace.Path = "qemu:///session?socket=/s", "./shop"
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
