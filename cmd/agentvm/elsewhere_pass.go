@@ -58,6 +58,9 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 		return err
 	}
 	if w.makes {
+		if err := e.write(); err != nil {
+			return err
+		}
 		if err := e.sendImage(ctx, cmd, conn); err != nil {
 			return unreachable(err)
 		}
@@ -95,7 +98,7 @@ func (e *elsewhere) request(cmd *cobra.Command) (remote.Request, error) {
 	a := e.app
 	r := remote.Request{Copy: e.record.Copy, Args: a.args, Dir: ".", Env: map[string]string{}}
 	var err error
-	if r.Config, err = e.config(); err != nil {
+	if r.Config, err = e.config(cmd.Context()); err != nil {
 		return r, err
 	}
 	if wd, err := a.workingDirectory(); err == nil {
@@ -203,7 +206,7 @@ func (e *elsewhere) look(ctx context.Context, conn *remote.Conn) (view, int, err
 	if e.app.name != "" {
 		args = append(args, "--name", e.app.name)
 	}
-	config, err := e.config()
+	config, err := e.config(ctx)
 	if err != nil {
 		return v, 0, err
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
@@ -62,7 +65,8 @@ func (a *app) elsewhereOf(p lifecycle.Project, host libvirt.Elsewhere, makes boo
 		if err := e.possible(); err != nil {
 			return nil, err
 		}
-		return e, e.begin(dirs, ws.Path)
+		e.begin(ws.Path)
+		return e, nil
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("%s has no virtual machine on %s that was made from here", ws.Path, host.Address())), "agentvm up makes one")
 	case err != nil:
@@ -77,22 +81,20 @@ func (a *app) elsewhereOf(p lifecycle.Project, host libvirt.Elsewhere, makes boo
 	return e, err
 }
 
-// begin makes the record of a workspace that has no copy yet.
-func (e *elsewhere) begin(dirs instance.Dirs, ws string) error {
-	if err := dirs.Make(); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(e.dir, 0o700); err != nil {
-		return fmt.Errorf("make a record of the machine: %w", err)
-	}
+// begin makes up the record of a workspace that has no copy yet. It is written
+// when the host has answered.
+func (e *elsewhere) begin(ws string) {
 	id := make([]byte, 8)
 	_, _ = rand.Read(id) // it does not fail
 	e.record = record{Format: 1, URI: e.host.Text, Workspace: ws, Copy: remote.Copy{ID: hex.EncodeToString(id), Name: vm.NameFor(ws)}}
-	return e.write()
 }
 
 func (e *elsewhere) write() error {
-	data, err := json.Marshal(e.record)
+	err := os.MkdirAll(e.dir, 0o700)
+	var data []byte
+	if err == nil {
+		data, err = json.Marshal(e.record)
+	}
 	if err == nil {
 		err = renameio.WriteFile(filepath.Join(e.dir, recordFile), append(data, '\n'), 0o600)
 	}
@@ -176,12 +178,17 @@ func (e *elsewhere) possible() error {
 	return nil
 }
 
-// config is the project's configuration for that host.
-func (e *elsewhere) config() ([]byte, error) {
+// config is the project's configuration for that host, with what of its user
+// matters to the project.
+func (e *elsewhere) config(ctx context.Context) ([]byte, error) {
 	if e.project == nil {
 		return nil, nil
 	}
-	return configThere(e.project.Config, e.host, e.record.Copy.Name)
+	c := e.project.Config
+	if mine := cloudinit.HostProbe().Facts(ctx).Git; mine.Name != "" && mine.Email != "" {
+		c.Git.Name, c.Git.Email = cmp.Or(c.Git.Name, mine.Name), cmp.Or(c.Git.Email, mine.Email)
+	}
+	return configThere(c, e.host, e.record.Copy.Name)
 }
 
 // configThere turns a configuration into what it means there.

@@ -70,7 +70,7 @@ func (c *Conn) connect(ctx context.Context, ask bool) error {
 	}
 	defer os.Remove(said.Name())
 	defer said.Close()
-	args := []string{"-o", "ControlMaster=auto", "-o", fmt.Sprintf("ControlPersist=%d", persist/time.Second)}
+	args := []string{"-T", "-o", "ControlMaster=auto", "-o", fmt.Sprintf("ControlPersist=%d", persist/time.Second)}
 	if !ask {
 		args = append(args, "-o", "BatchMode=yes")
 	}
@@ -91,6 +91,7 @@ func (c *Conn) args(options []string, command string) []string {
 		"-S", c.control, "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3",
 		"-o", fmt.Sprintf("ConnectTimeout=%d", connectTimeout/time.Second),
 		"-o", "ForwardAgent=no", "-o", "ForwardX11=no", "-o", "ClearAllForwardings=yes", "-o", "PermitLocalCommand=no",
+		"-o", "RemoteCommand=none",
 	}, options...)
 	if c.host.Port != 0 {
 		args = append(args, "-p", strconv.Itoa(c.host.Port))
@@ -103,7 +104,7 @@ func (c *Conn) args(options []string, command string) []string {
 
 // shared are the options of a command that goes through the connection, and
 // may not ask where it has to make one of its own.
-var shared = []string{"-o", "ControlMaster=no", "-o", "BatchMode=yes"}
+var shared = []string{"-T", "-o", "ControlMaster=no", "-o", "BatchMode=yes"}
 
 func (c *Conn) alive(ctx context.Context) bool {
 	return exec.CommandContext(ctx, "ssh", c.args([]string{"-O", "check"}, "true")...).Run() == nil

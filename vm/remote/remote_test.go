@@ -69,7 +69,7 @@ for a; do
 	last=$a
 done
 if [ -e %[1]s/broken ]; then echo "ssh: no route to host" >&2; exit 255; fi
-exec env -i HOME=%[1]s/home AGENTVM_HOME=%[1]s/home PATH=%[1]s/bin-there:"$PATH" sh -c "$last"
+exec env -i GORACE=atexit_sleep_ms=0 HOME=%[1]s/home AGENTVM_HOME=%[1]s/home PATH=%[1]s/bin-there:"$PATH" sh -c "$last"
 `
 
 // fake is another host that is none.

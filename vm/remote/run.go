@@ -68,9 +68,7 @@ func (c *Conn) Run(ctx context.Context, r Request, s Streams) (int, error) {
 func (c *Conn) ssh(ctx context.Context, line string, s Streams) (int, error) {
 	options := append([]string{"-q"}, shared...)
 	if s.Terminal {
-		options = append(options, "-tt")
-	} else {
-		options = append(options, "-T")
+		options = append([]string{"-q", "-tt"}, shared[1:]...)
 	}
 	cmd := exec.CommandContext(ctx, "ssh", c.args(options, line)...)
 	cmd.Stdout, cmd.Stderr = s.Out, s.Err
