@@ -81,6 +81,11 @@ func TestRemote(t *testing.T) {
 		f.write(at(name), text)
 	}
 	f.fails(dir, exitNotFound, "has no virtual machine on elsewhere", "status")
+	stranger := f.project("stranger", "version: 1\nbackend: libvirt\nuri: qemu+ssh://stranger/system\n")
+	f.fails(stranger, exitConnection, "Host key verification failed", "up")
+	if left, _ := filepath.Glob(filepath.Join(f.there.home, "*")); len(left) > 0 {
+		t.Errorf("a host that is not known got %q", left)
+	}
 
 	t.Run("up", func(t *testing.T) {
 		if o := f.must(dir, "up"); !strings.Contains(o.stderr, "send image") || !strings.Contains(o.stderr, "as that host sees it") {

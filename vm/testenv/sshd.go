@@ -18,7 +18,7 @@ import (
 // only user is the one that runs the tests. It has keys of its own.
 type SSHD struct {
 	Port int
-	Bin  string // a directory with an ssh that knows it as "elsewhere"
+	Bin  string // a directory with an ssh that knows it as "elsewhere", and as "stranger" without its key
 
 	t   testing.TB
 	cmd *exec.Cmd
@@ -62,7 +62,7 @@ func StartSSHD(t testing.TB, env ...string) *SSHD {
 	for name, text := range map[string]string{
 		"authorized": read("user.pub"),
 		"known":      fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, read("host.pub")),
-		"config": fmt.Sprintf("Host elsewhere\n\tHostName 127.0.0.1\n\tPort %d\n\tIdentityFile %s\n\tIdentitiesOnly yes\n\tUserKnownHostsFile %s\n\tGlobalKnownHostsFile /dev/null\n\tStrictHostKeyChecking yes\n",
+		"config": fmt.Sprintf("Host stranger\n\tUserKnownHostsFile /dev/null\nHost elsewhere stranger\n\tHostName 127.0.0.1\n\tPort %d\n\tIdentityFile %s\n\tIdentitiesOnly yes\n\tUserKnownHostsFile %s\n\tGlobalKnownHostsFile /dev/null\n\tStrictHostKeyChecking yes\n",
 			s.Port, path("user"), path("known")),
 		"sshd_config": fmt.Sprintf("ListenAddress 127.0.0.1:%d\nHostKey %s\nPidFile none\nAuthorizedKeysFile %s\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nSetEnv %s\n",
 			s.Port, path("host"), path("authorized"), strings.Join(env, " ")),
