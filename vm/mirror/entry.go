@@ -1,11 +1,14 @@
 package mirror
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -68,6 +71,27 @@ func (m Manifest) add(e *Entry, paths *int) error {
 	}
 	m[e.Path] = e
 	return nil
+}
+
+// Sum is the same for manifests that are the same on both sides: what stays
+// where it is does not count.
+func (m Manifest) Sum() string {
+	h := sha256.New()
+	for _, p := range slices.Sorted(maps.Keys(m)) {
+		if e := m[p]; e.Kind != Other {
+			fmt.Fprintf(h, "%q %s %o %d %q %q\n", e.Path, e.Kind, e.Perm, e.Size, e.Hash, e.Target)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Plain is the manifest without what only one side knows.
+func (m Manifest) Plain() Manifest {
+	all := make(Manifest, len(m))
+	for p, e := range m {
+		all[p] = plain(e)
+	}
+	return all
 }
 
 // Check looks at a manifest that came from elsewhere.

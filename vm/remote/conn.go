@@ -36,7 +36,6 @@ const (
 type Conn struct {
 	host    libvirt.Elsewhere
 	control string // the socket of the one connection
-	dir     string // where programs of ours lie there
 	program string // this program there
 }
 

@@ -187,7 +187,7 @@ func TestSSHIsAsked(t *testing.T) {
 	f := newFake(t)
 	c := f.mustDial()
 	r := Request{Copy: Copy{ID: "0123456789abcdef", Name: "w"}, Args: []string{"42", "an argument", "'"}, Dir: "sub", Env: map[string]string{"SECRET": "hush"}}
-	if _, err := Do[scanned](t.Context(), c, r.Copy, opScan); err != nil {
+	if _, err := Do[scanned](t.Context(), c, look{Copy: r.Copy}, opScan); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
@@ -320,7 +320,7 @@ func TestConnectionIsLost(t *testing.T) {
 	f := newFake(t)
 	c := f.mustDial()
 	w := Copy{ID: "0123456789abcdef", Name: "w"}
-	if _, err := Do[scanned](t.Context(), c, w, opScan); err != nil {
+	if _, err := Do[scanned](t.Context(), c, look{Copy: w}, opScan); err != nil {
 		t.Fatal(err)
 	}
 	// The second ssh from here on, which runs the command, ends like a lost one.

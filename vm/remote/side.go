@@ -19,7 +19,7 @@ import (
 
 // Operations of the other side, the words after Arg.
 const (
-	opScan    = "scan"    // Copy → scanned
+	opScan    = "scan"    // look → scanned
 	opChange  = "change"  // transfer, content → failures
 	opFetch   = "fetch"   // transfer → content
 	opForget  = "forget"  // Copy →
@@ -30,10 +30,17 @@ const (
 	opResult  = "result"  // token → exit code, or nil
 )
 
+// look asks what there is of a copy.
+type look struct {
+	Copy Copy   `json:"copy"`
+	Sum  string `json:"sum"` // of the manifest that is known already
+}
+
 // scanned is what there is of a copy.
 type scanned struct {
-	Manifest mirror.Manifest `json:"manifest"`
-	New      bool            `json:"new"` // it was made just now
+	Manifest mirror.Manifest `json:"manifest,omitempty"`
+	Known    bool            `json:"known,omitempty"` // it is the one that was known
+	New      bool            `json:"new,omitempty"`   // it was made just now
 }
 
 // transfer is what is to be done to a copy, or fetched from it.
@@ -58,7 +65,7 @@ func (s Side) Serve(ctx context.Context, op string, in io.Reader, out io.Writer)
 	}
 	switch op {
 	case opScan:
-		return Answer(in, out, func(c Copy) (scanned, error) { return s.scan(ctx, c) })
+		return Answer(in, out, func(l look) (scanned, error) { return s.scan(ctx, l) })
 	case opChange:
 		return s.change(ctx, in, out)
 	case opFetch:
@@ -116,7 +123,8 @@ func (s Side) workspace(c Copy) (*os.Root, string, error) {
 	return root, dir, nil
 }
 
-func (s Side) scan(ctx context.Context, c Copy) (scanned, error) {
+func (s Side) scan(ctx context.Context, l look) (scanned, error) {
+	c := l.Copy
 	dir, err := s.dir(c)
 	if err != nil {
 		return scanned{}, err
@@ -135,7 +143,10 @@ func (s Side) scan(ctx context.Context, c Copy) (scanned, error) {
 	}
 	defer root.Close()
 	m, err := scanKnown(ctx, root, filepath.Join(dir, knownFile))
-	return scanned{Manifest: m, New: fresh}, err
+	if err != nil || m.Sum() == l.Sum {
+		return scanned{Known: true, New: fresh}, err
+	}
+	return scanned{Manifest: m.Plain(), New: fresh}, nil
 }
 
 func (s Side) change(ctx context.Context, in io.Reader, out io.Writer) error {

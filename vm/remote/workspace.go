@@ -65,7 +65,10 @@ func (w Workspace) Sync(ctx context.Context, c *Conn, keep mirror.Keep) (InStep,
 	if err != nil {
 		return result, err
 	}
-	seen, err := Do[scanned](ctx, c, w.Copy, opScan)
+	seen, err := Do[scanned](ctx, c, look{w.Copy, base.Sum()}, opScan)
+	if seen.Known {
+		seen.Manifest = base
+	}
 	if err == nil {
 		err = seen.Manifest.Check()
 	}
