@@ -41,6 +41,9 @@ func newFar(t *testing.T, config string) far {
 	return far{host: h, there: there, sshd: sshd, dir: h.project(oddName, config+"backend: libvirt\nuri: "+uri+"\n")}
 }
 
+// at is a path of the workspace.
+func (f far) at(name string) string { return filepath.Join(f.dir, name) }
+
 // copy is a path of the copy of the workspace.
 func (f far) copy(name string) string {
 	f.t.Helper()
@@ -73,12 +76,12 @@ func TestRemote(t *testing.T) {
 	config := strings.Replace(dayConfig("", service), `mounts: [{source: "", target: /data, readonly: true}]`+"\n", "", 1)
 	config = strings.Replace(config, "run: [", `run: ["sudo mkdir /data && echo of the host | sudo tee /data/in", `, 1)
 	f := newFar(t, config+"agent: {env: [PASSED]}\n")
-	dir, at := f.dir, func(name string) string { return filepath.Join(f.dir, name) }
+	dir := f.dir
 	for name, text := range map[string]string{"keep": "as it was\n", "secret.env": "TOKEN=1\n", "here": "from here\n", "sub/x": "x\n"} {
-		if err := os.MkdirAll(filepath.Dir(at(name)), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(f.at(name)), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		f.write(at(name), text)
+		f.write(f.at(name), text)
 	}
 	f.fails(dir, exitNotFound, "has no virtual machine on elsewhere", "status")
 	stranger := f.project("stranger", "version: 1\nbackend: libvirt\nuri: qemu+ssh://stranger/system\n")
@@ -104,32 +107,9 @@ func TestRemote(t *testing.T) {
 			t.Run(c.name, func(t *testing.T) { c.run(t, d) })
 		}
 	}
-	t.Run("run", func(t *testing.T) {
-		if o := f.must(dir, "run", "--", "-c", `echo "$PASSED,$AGENTVM_TEST_SECRET."`); o.stdout != "a 'secret',.\n" {
-			t.Errorf("%q\n%s", o.stdout, o.stderr)
-		}
-		if o := f.runIn(dir, "", "exec", "-e", "PASSED", "--", "sh", "-c", `echo "$PASSED"; exit 255`); o.code != 255 || o.stdout != "a 'secret'\n" || strings.Contains(o.stderr, "lost") {
-			t.Errorf("%d, %q\n%s", o.code, o.stdout, o.stderr)
-		}
-		out, _ := exec.Command("script", "-qec", "cd '"+strings.ReplaceAll(dir, "'", `'\''`)+"' && AGENTVM_HOME="+f.home+" "+f.program+" exec -- tty", "/dev/null").CombinedOutput()
-		if !bytes.Contains(out, []byte("/dev/pts/")) {
-			t.Errorf("on a terminal: %q", out)
-		}
-	})
+	t.Run("run", func(t *testing.T) { f.runs(t) })
 	t.Run("workspace", func(t *testing.T) { f.workspace(t) })
-	t.Run("conflict", func(t *testing.T) {
-		f.write(at("both"), "first\n")
-		f.must(dir, "sync")
-		f.write(at("both"), "mine\n")
-		f.write(f.copy("both"), "theirs\n")
-		f.write(at("other"), "all the same\n")
-		f.fails(dir, exitFailure, "changed here and there, and left as it is on both sides: both", "exec", "--", "true")
-		f.content(at("both"), "mine\n")
-		f.content(f.copy("both"), "theirs\n")
-		f.content(f.copy("other"), "all the same\n")
-		f.must(dir, "sync", "--keep", "there")
-		f.content(at("both"), "theirs\n")
-	})
+	t.Run("conflict", func(t *testing.T) { f.conflict(t) })
 	t.Run("connection is lost", func(t *testing.T) { f.lost(t) })
 	t.Run("found from elsewhere", func(t *testing.T) {
 		var list []view
@@ -151,21 +131,53 @@ func TestRemote(t *testing.T) {
 			f.fails(dir, exitUsage, "does not work with a machine on another host", args...)
 		}
 	})
-	t.Run("down", func(t *testing.T) {
-		f.guest(dir, "echo last >last; (sleep 1; echo later >later) >/dev/null 2>&1 &")
-		time.Sleep(2 * time.Second)
-		f.must(f.home, "stop", "day", "--timeout", "5s")
-		f.must(dir, "down")
-		f.content(at("later"), "later\n")
-		f.fails(dir, exitNotFound, "no virtual machine", "status")
-		left, _ := filepath.Glob(filepath.Join(f.there.home, "state", "remote", "*"))
-		mine, _ := filepath.Glob(filepath.Join(f.home, "state", "elsewhere", "*"))
-		if left = append(left, mine...); len(left) > 0 {
-			t.Errorf("left: %q", left)
-		}
-		f.there.nothingLeft()
-		f.nothingLeft()
-	})
+	t.Run("down", func(t *testing.T) { f.down(t) })
+}
+
+// runs gives the agent what is its user's.
+func (f far) runs(t *testing.T) {
+	if o := f.must(f.dir, "run", "--", "-c", `echo "$PASSED,$AGENTVM_TEST_SECRET."`); o.stdout != "a 'secret',.\n" {
+		t.Errorf("%q\n%s", o.stdout, o.stderr)
+	}
+	if o := f.runIn(f.dir, "", "exec", "-e", "PASSED", "--", "sh", "-c", `echo "$PASSED"; exit 255`); o.code != 255 || o.stdout != "a 'secret'\n" || strings.Contains(o.stderr, "lost") {
+		t.Errorf("%d, %q\n%s", o.code, o.stdout, o.stderr)
+	}
+	out, _ := exec.Command("script", "-qec", "cd '"+strings.ReplaceAll(f.dir, "'", `'\''`)+"' && AGENTVM_HOME="+f.home+" "+f.program+" exec -- tty", "/dev/null").CombinedOutput()
+	if !bytes.Contains(out, []byte("/dev/pts/")) {
+		t.Errorf("on a terminal: %q", out)
+	}
+}
+
+// conflict changes one file on both sides.
+func (f far) conflict(t *testing.T) {
+	f.write(f.at("both"), "first\n")
+	f.must(f.dir, "sync")
+	f.write(f.at("both"), "mine\n")
+	f.write(f.copy("both"), "theirs\n")
+	f.write(f.at("other"), "all the same\n")
+	f.fails(f.dir, exitFailure, "changed here and there, and left as it is on both sides: both", "exec", "--", "true")
+	f.content(f.at("both"), "mine\n")
+	f.content(f.copy("both"), "theirs\n")
+	f.content(f.copy("other"), "all the same\n")
+	f.must(f.dir, "sync", "--keep", "there")
+	f.content(f.at("both"), "theirs\n")
+}
+
+// down leaves nothing but what the guest did last.
+func (f far) down(t *testing.T) {
+	f.guest(f.dir, "echo last >last; (sleep 1; echo later >later) >/dev/null 2>&1 &")
+	time.Sleep(2 * time.Second)
+	f.must(f.home, "stop", "day", "--timeout", "5s")
+	f.must(f.dir, "down")
+	f.content(f.at("later"), "later\n")
+	f.fails(f.dir, exitNotFound, "no virtual machine", "status")
+	left, _ := filepath.Glob(filepath.Join(f.there.home, "state", "remote", "*"))
+	mine, _ := filepath.Glob(filepath.Join(f.home, "state", "elsewhere", "*"))
+	if left = append(left, mine...); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	f.there.nothingLeft()
+	f.nothingLeft()
 }
 
 // workspace changes files on both sides.
