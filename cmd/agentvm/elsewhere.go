@@ -17,6 +17,7 @@ import (
 type way struct {
 	refuse string                // why it cannot be done there; empty: it is done there
 	makes  bool                  // it may make the machine, so an image may be needed
+	mends  bool                  // it is what a conflict is mended with, and not kept from running by one
 	before bool                  // what changed in the workspace here has to be there first
 	after  bool                  // what changed there is brought back
 	name   func([]string) string // the name among the arguments; nil: only --name
@@ -51,7 +52,7 @@ var ways = map[string]way{
 	"up":      {makes: true, before: true, after: true},
 	"run":     {makes: true, before: true, after: true},
 	"exec":    {before: true, after: true},
-	"shell":   {before: true, after: true, name: firstName},
+	"shell":   {mends: true, before: true, after: true, name: firstName},
 	"start":   {before: true, after: true, name: firstName},
 	"restart": {before: true, after: true, name: firstName},
 	"stop":    {after: true, name: firstName},

@@ -66,7 +66,10 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 		}
 	}
 	if w.before {
-		if err := e.sync(ctx, conn, mirror.KeepBoth, w.makes); err != nil {
+		err := e.sync(ctx, conn, mirror.KeepBoth, w.makes)
+		if err != nil && w.mends && !errors.Is(err, remote.ErrConnection) && ctx.Err() == nil {
+			e.app.noteLine("%v", err)
+		} else if err != nil {
 			return unreachable(err)
 		}
 	}

@@ -159,6 +159,9 @@ func (f far) conflict(t *testing.T) {
 	f.content(f.at("both"), "mine\n")
 	f.content(f.copy("both"), "theirs\n")
 	f.content(f.copy("other"), "all the same\n")
+	if o := f.runIn(f.dir, "cat both\n", "shell"); o.stdout != "theirs\n" || !strings.Contains(o.stderr, "changed here and there") {
+		t.Errorf("a shell says %q\n%s", o.stdout, o.stderr)
+	}
 	f.must(f.dir, "sync", "--keep", "there")
 	f.content(f.at("both"), "theirs\n")
 }

@@ -11,7 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
+	"syscall"
 	"time"
 )
 
@@ -48,7 +48,7 @@ func Apply(ctx context.Context, root *os.Root, changes []Change, r io.Reader) ([
 	}
 	for i := len(changes) - 1; i >= 0; i-- { // a directory that cannot be written to, once all is in it
 		if c := changes[i]; c.New != nil && c.New.Kind == Directory && !a.hasFailed(c.Path) {
-			a.try(c.Path, func() error { return root.Chmod(c.Path, c.New.Perm) })
+			a.try(c.Path, func() error { return a.chmod(c) })
 		}
 	}
 	return a.failed, ctx.Err()
@@ -61,8 +61,6 @@ type applier struct {
 	failed []Failure
 	names  map[string]bool // of the failures
 }
-
-var errChanged = errors.New("it has changed meanwhile")
 
 func (a *applier) hasFailed(p string) bool { return a.names[p] }
 
@@ -79,81 +77,103 @@ func (a *applier) try(p string, do func() error) {
 	}
 }
 
-// expect fails unless old is what is there, in directories that are some.
-func (a *applier) expect(p string, old *Entry) error {
-	for dir := path.Dir(p); dir != "."; dir = path.Dir(dir) {
-		fi, err := a.root.Lstat(dir)
-		if err != nil {
-			return err
-		}
-		if !fi.IsDir() {
-			return errChanged
-		}
-	}
-	now, err := look(a.root, p, nil, time.Now())
+// at opens the directory that a path lies in, and fails unless old is what has
+// the path's name there.
+func (a *applier) at(p string, old *Entry) (dir *os.Root, base string, err error) {
+	dir, base, err = parent(a.root, p)
 	if err != nil {
-		return err
+		return nil, "", err
 	}
-	if !same(now, old) {
-		return errChanged
+	if err := expect(dir, base, old); err != nil {
+		return nil, "", errors.Join(err, dir.Close())
 	}
-	return nil
+	return dir, base, nil
 }
 
-func (a *applier) remove(c Change) error {
-	if err := a.expect(c.Path, c.Old); err != nil {
-		return err
-	}
-	return a.root.Remove(c.Path)
-}
-
-// make makes a directory or a link. What was there of another kind is gone.
-func (a *applier) make(c Change) error {
-	old := c.Old
-	if old != nil && old.Kind != c.New.Kind {
-		old = nil
-	}
-	if err := a.expect(c.Path, old); err != nil {
-		return err
-	}
-	if c.New.Kind == Directory {
-		if old != nil {
-			return nil // its permissions, in the end
-		}
-		return a.root.Mkdir(c.Path, 0o700)
-	}
-	temp := tempName(c.Path)
-	if err := a.root.Symlink(c.New.Target, temp); err != nil {
-		return err
-	}
-	return a.rename(temp, c.Path)
-}
-
-func (a *applier) rename(temp, p string) error {
-	err := a.root.Rename(temp, p)
-	if err != nil {
-		err = errors.Join(err, a.root.Remove(temp))
+func expect(dir *os.Root, base string, old *Entry) error {
+	now, err := look(dir, base, nil, time.Now())
+	if err == nil && !same(now, old) {
+		err = errChanged
 	}
 	return err
 }
 
-func tempName(p string) string { return path.Join(path.Dir(p), tempPrefix+rand.Text()) }
+func (a *applier) remove(c Change) error {
+	dir, base, err := a.at(c.Path, c.Old)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Remove(base)
+}
+
+// before is what is there when new content comes: what is of another kind has
+// been removed.
+func before(c Change) *Entry {
+	if c.Old != nil && c.Old.Kind == c.New.Kind {
+		return c.Old
+	}
+	return nil
+}
+
+// make makes a directory or a link.
+func (a *applier) make(c Change) error {
+	dir, base, err := a.at(c.Path, before(c))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if c.New.Kind == Directory {
+		if before(c) != nil {
+			return nil // its permissions, in the end
+		}
+		return dir.Mkdir(base, 0o700)
+	}
+	temp := tempPrefix + rand.Text()
+	if err := dir.Symlink(c.New.Target, temp); err != nil {
+		return err
+	}
+	return rename(dir, temp, base)
+}
+
+// chmod gives a directory its permissions, once all is in it.
+func (a *applier) chmod(c Change) error {
+	dir, base, err := parent(a.root, c.Path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	sub, err := enter(dir, base)
+	if err != nil {
+		return err
+	}
+	return errors.Join(sub.Chmod(".", c.New.Perm), sub.Close())
+}
+
+func rename(dir *os.Root, temp, base string) error {
+	err := dir.Rename(temp, base)
+	if err != nil {
+		err = errors.Join(err, dir.Remove(temp))
+	}
+	return err
+}
 
 // file reads a file's content and puts it in its place. The error is one of
 // the reader's; what is wrong with the place is a failure.
 func (a *applier) file(c Change) error {
-	temp := tempName(c.Path)
+	var dir *os.Root
+	var base string
 	var out *os.File
-	old := c.Old
-	if old != nil && old.Kind != File {
-		old = nil
-	}
+	temp := tempPrefix + rand.Text()
 	a.try(c.Path, func() (err error) {
-		if err = a.expect(c.Path, old); err == nil {
-			out, err = a.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if dir, base, err = a.at(c.Path, before(c)); err == nil {
+			out, err = dir.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		}
 		return err
 	})
+	if dir != nil {
+		defer dir.Close()
+	}
 	w, h := io.Discard, sha256.New()
 	if out != nil {
 		w = out
@@ -169,15 +189,15 @@ func (a *applier) file(c Change) error {
 		case hex.EncodeToString(h.Sum(nil)) != c.New.Hash:
 			err = errChanged
 		default:
-			err = a.root.Chtimes(temp, time.Time{}, time.Unix(0, c.New.Time))
+			err = dir.Chtimes(temp, time.Time{}, time.Unix(0, c.New.Time))
 		}
 		if err == nil {
-			err = a.expect(c.Path, old) // the content may have taken its time
+			err = expect(dir, base, before(c)) // the content may have taken its time
 		}
 		if err != nil {
-			return errors.Join(err, a.root.Remove(temp))
+			return errors.Join(err, dir.Remove(temp))
 		}
-		return a.rename(temp, c.Path)
+		return rename(dir, temp, base)
 	})
 	return readErr
 }
@@ -205,11 +225,16 @@ func Send(ctx context.Context, root *os.Root, changes []Change, w io.Writer) err
 }
 
 func sendFile(ctx context.Context, root *os.Root, e *Entry, out io.Writer) error {
-	now, err := root.Lstat(e.Path)
+	dir, base, err := parent(root, e.Path)
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	now, err := dir.Lstat(base)
 	if err != nil || !now.Mode().IsRegular() {
 		return nil
 	}
-	f, err := root.Open(e.Path)
+	f, err := dir.OpenFile(base, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil
 	}

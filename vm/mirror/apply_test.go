@@ -234,20 +234,62 @@ func TestKnownContentIsNotRead(t *testing.T) {
 	}
 }
 
+// TestDeepAndLong has directories that no path leads into any more.
+func TestDeepAndLong(t *testing.T) {
+	for name, width := range map[string]int{"deep": 1, "long": 200} {
+		root := openRoot(t)
+		top, err := root.OpenRoot(".")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 400 {
+			if err := top.Mkdir(strings.Repeat("d", width), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			next, err := top.OpenRoot(strings.Repeat("d", width))
+			if err := errors.Join(err, top.Close()); err != nil {
+				t.Fatal(err)
+			}
+			top = next
+		}
+		top.Close()
+		m := scan(t, root)
+		others := 0
+		for _, e := range m {
+			if e.Kind == Other {
+				others++
+			}
+		}
+		if others != 1 || len(m) > maxDepth+1 {
+			t.Errorf("%s: %d of %d cannot be copied", name, others, len(m))
+		}
+	}
+}
+
 // TestUnreadable is for ordinary users: root can read everything.
 func TestUnreadable(t *testing.T) {
 	if os.Getuid() == 0 {
 		t.Skip("root can read everything")
 	}
 	root := openRoot(t)
-	for _, err := range []error{root.Mkdir("d", 0o700), root.WriteFile("d/x", nil, 0o600), root.WriteFile("f", nil, 0o000), root.Chmod("d", 0o000)} {
-		if err != nil {
+	if err := root.WriteFile("f", nil, 0o000); err != nil {
+		t.Fatal(err)
+	}
+	modes := []os.FileMode{0o000, 0o100, 0o300, 0o400, 0o600}
+	for _, mode := range modes {
+		d := mode.String()
+		if err := errors.Join(root.Mkdir(d, 0o700), root.WriteFile(d+"/x", nil, 0o600), root.Chmod(d, mode)); err != nil {
 			t.Fatal(err)
 		}
+		defer root.Chmod(d, 0o700)
 	}
-	defer root.Chmod("d", 0o700)
 	m := scan(t, root)
-	if m["d"].Kind != Other || m["f"].Kind != Other || len(m) != 2 {
+	for name, e := range m {
+		if e.Kind != Other {
+			t.Errorf("%s is a %s", name, e.Kind)
+		}
+	}
+	if len(m) != 1+len(modes) {
 		t.Errorf("%v", m)
 	}
 }

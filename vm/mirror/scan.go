@@ -28,48 +28,60 @@ const tempPrefix = ".agentvm-sync-"
 // Scan describes a directory. Content is read only where known, an earlier
 // manifest of the same directory, does not tell what it is.
 func Scan(ctx context.Context, root *os.Root, known Manifest) (Manifest, error) {
-	s := scanner{ctx: ctx, root: root, known: known, now: time.Now(), found: Manifest{}}
-	if err := s.dir("."); err != nil {
+	s := scanner{ctx: ctx, known: known, now: time.Now(), found: Manifest{}}
+	if err := s.dir(root, ".", 0); err != nil {
 		return nil, err
 	}
 	return s.found, nil
 }
 
+// maxDepth is how many directories may lie in each other: each is held open.
+const maxDepth = 200
+
 type scanner struct {
 	ctx   context.Context
-	root  *os.Root
 	known Manifest
 	now   time.Time
 	found Manifest
 	paths int
 }
 
-func (s *scanner) dir(name string) error {
+// dir describes what is in the directory that is open.
+func (s *scanner) dir(dir *os.Root, name string, depth int) error {
 	if err := s.ctx.Err(); err != nil {
 		return err
 	}
-	names, err := s.names(name)
+	names, err := namesIn(dir)
 	if errors.Is(err, fs.ErrPermission) && name != "." {
-		s.found[name].Kind, s.found[name].Perm = Other, 0 // nobody knows what is in it
+		s.blind(name)
 		return nil
-	}
-	if errors.Is(err, fs.ErrNotExist) && name != "." {
-		return nil // deleted meanwhile
 	}
 	if err != nil {
 		return fmt.Errorf("read directory %q: %w", name, err)
 	}
-	for _, base := range names {
-		if err := s.path(path.Join(name, base)); err != nil {
+	if name != "." && (depth > maxDepth || slices.ContainsFunc(names, func(n string) bool { return len(name)+1+len(n) > maxPath })) {
+		s.blind(name)
+		return nil
+	}
+	for i, base := range names {
+		err := s.path(dir, base, path.Join(name, base), depth)
+		if errors.Is(err, fs.ErrPermission) && name != "." && i == 0 { // it can be listed, and no more
+			s.blind(name)
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// names reads a directory's names, as many as there can be.
-func (s *scanner) names(dir string) ([]string, error) {
-	f, err := s.root.Open(dir)
+// blind notes that nobody knows what is in a directory.
+func (s *scanner) blind(name string) { s.found[name].Kind, s.found[name].Perm = Other, 0 }
+
+// namesIn reads a directory's names, as many as there can be.
+func namesIn(dir *os.Root) ([]string, error) {
+	f, err := dir.Open(".")
 	if err != nil {
 		return nil, err
 	}
@@ -82,38 +94,52 @@ func (s *scanner) names(dir string) ([]string, error) {
 	return slices.DeleteFunc(names, func(n string) bool { return strings.HasPrefix(n, tempPrefix) }), err
 }
 
-func (s *scanner) path(name string) error {
-	e, err := look(s.root, name, s.known[name], s.now)
-	if err != nil || e == nil {
+// path describes what has the name base in the directory that is open.
+func (s *scanner) path(dir *os.Root, base, name string, depth int) error {
+	e, err := look(dir, base, s.known[name], s.now)
+	if err != nil {
+		return fmt.Errorf("look at %q: %w", name, err)
+	}
+	if e == nil {
+		return nil
+	}
+	e.Path = strings.ToValidUTF8(name, "\ufffd")
+	if err := s.found.add(e, &s.paths); err != nil || e.Kind != Directory {
 		return err
 	}
-	if err := s.found.add(e, &s.paths); err != nil {
-		return err
+	sub, err := enter(dir, base)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // deleted meanwhile
+		return nil
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, errChanged):
+		s.blind(name)
+		return nil
+	case err != nil:
+		return fmt.Errorf("read directory %q: %w", name, err)
 	}
-	if e.Kind == Directory {
-		return s.dir(name)
-	}
-	return nil
+	defer sub.Close()
+	return s.dir(sub, name, depth+1)
 }
 
-// look describes one path; nil: there is nothing.
-func look(root *os.Root, name string, known *Entry, now time.Time) (*Entry, error) {
-	fi, err := root.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+// look describes what has a name in the directory that is open, but for its
+// path; nil: there is nothing.
+func look(dir *os.Root, name string, known *Entry, now time.Time) (*Entry, error) {
+	fi, err := dir.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look at %q: %w", name, err)
+		return nil, err
 	}
-	e := &Entry{Path: strings.ToValidUTF8(name, "\ufffd"), Kind: Other}
-	if !utf8.ValidString(name) || len(name) > maxPath {
+	e := &Entry{Path: name, Kind: Other}
+	if !utf8.ValidString(name) {
 		return e, nil
 	}
 	switch {
 	case fi.IsDir():
 		e.Kind, e.Perm = Directory, fi.Mode().Perm()
 	case fi.Mode()&fs.ModeSymlink != 0:
-		target, err := root.Readlink(name)
+		target, err := dir.Readlink(name)
 		if err != nil {
 			return nil, nil // it was one
 		}
@@ -121,16 +147,16 @@ func look(root *os.Root, name string, known *Entry, now time.Time) (*Entry, erro
 			e.Kind, e.Target = Link, target
 		}
 	case fi.Mode().IsRegular():
-		return file(root, e, fi, known, now)
+		return file(dir, e, fi, known, now)
 	}
 	return e, nil
 }
 
 // file describes a regular file.
-func file(root *os.Root, e *Entry, fi fs.FileInfo, known *Entry, now time.Time) (*Entry, error) {
+func file(dir *os.Root, e *Entry, fi fs.FileInfo, known *Entry, now time.Time) (*Entry, error) {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	if !ok {
-		return nil, fmt.Errorf("look at %q: no times", e.Path)
+		return nil, errors.New("it has no times")
 	}
 	e.Kind, e.Perm, e.Size, e.Time = File, fi.Mode().Perm(), fi.Size(), fi.ModTime().UnixNano()
 	stamp := Stamp{Inode: st.Ino, Change: st.Ctim.Nano()}
@@ -141,14 +167,14 @@ func file(root *os.Root, e *Entry, fi fs.FileInfo, known *Entry, now time.Time) 
 		e.Hash = known.Hash
 		return e, nil
 	}
-	f, err := root.OpenFile(e.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, err := dir.OpenFile(e.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case errors.Is(err, fs.ErrPermission):
 		return &Entry{Path: e.Path, Kind: Other}, nil
 	case err != nil:
-		return nil, fmt.Errorf("read %q: %w", e.Path, err)
+		return nil, err
 	}
 	defer f.Close()
 	if opened, err := f.Stat(); err != nil || !os.SameFile(opened, fi) {
@@ -156,7 +182,7 @@ func file(root *os.Root, e *Entry, fi fs.FileInfo, known *Entry, now time.Time) 
 	}
 	h := sha256.New()
 	if e.Size, err = io.Copy(h, f); err != nil {
-		return nil, fmt.Errorf("read %q: %w", e.Path, err)
+		return nil, err
 	}
 	e.Hash = hex.EncodeToString(h.Sum(nil))
 	return e, nil
