@@ -132,12 +132,13 @@ func (a *app) allElsewhere() ([]*elsewhere, error) {
 	var list []*elsewhere
 	for _, path := range found {
 		r, err := readRecord(filepath.Dir(path))
-		if err != nil {
-			return nil, err
+		var host libvirt.Elsewhere
+		if err == nil {
+			host, _, err = libvirt.ParseElsewhere(r.URI)
 		}
-		host, _, err := libvirt.ParseElsewhere(r.URI)
-		if err != nil {
-			return nil, err
+		if err != nil { // of one, which is no reason to hide the others
+			a.noteLine("%v", err)
+			continue
 		}
 		list = append(list, &elsewhere{app: a, host: host, record: r, dir: filepath.Dir(path)})
 	}
