@@ -43,7 +43,7 @@ func ParseURI(text string) (URI, error) {
 	case driver != "qemu":
 		return fail(local, "agentvm runs QEMU machines only")
 	case u.Host != "" || transport != "" && transport != "unix":
-		return fail(local+", or run agentvm on that host", "machines on other hosts are not supported")
+		return fail(local+", or qemu+ssh:// for a machine on another host", "machines on other hosts are not supported like this")
 	case u.Path != "/system" && u.Path != "/session":
 		return fail(local, "there is no such QEMU libvirt")
 	case u.User != nil || u.Fragment != "":
