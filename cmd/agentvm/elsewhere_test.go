@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -43,6 +44,22 @@ func TestEveryCommandHasItsPlace(t *testing.T) {
 	for path := range hereOnly {
 		if !found[path] {
 			t.Errorf("there is no command %s", path)
+		}
+	}
+}
+
+func TestOutlivesSession(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "ada"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		uid  int
+		name string
+		want bool
+	}{{0, "root", true}, {1000, "ada", true}, {1000, "bob", false}, {1000, "", false}} {
+		if got := outlivesSession(tt.uid, tt.name, dir); got != tt.want {
+			t.Errorf("%+v: %v", tt, got)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
 
 	"github.com/agentvm/agentvm/images"
@@ -27,8 +28,30 @@ func (s *side) project() (lifecycle.Project, error) {
 	return lifecycle.LoadProject(s.configFile)
 }
 
+// lingering is where systemd notes whose sessions do not matter.
+const lingering = "/var/lib/systemd/linger"
+
+// outlivesSession reports whether a user's runtime directory is there for
+// longer than their last session. The machines' sockets have to be.
+func outlivesSession(uid int, name, dir string) bool {
+	if uid == 0 {
+		return true // it is not used
+	}
+	_, err := os.Stat(filepath.Join(dir, name))
+	return err == nil && name != ""
+}
+
 // serveRemote does what the agentvm of another host asks for.
 func (a *app) serveRemote(ctx context.Context, words []string) int {
+	name := ""
+	if me, err := user.Current(); err == nil {
+		name = me.Username
+	}
+	if !outlivesSession(os.Getuid(), name, lingering) {
+		// systemd removes it when nobody is logged in any more; libvirt's own
+		// session has another place without it too.
+		_ = os.Unsetenv("XDG_RUNTIME_DIR") // it does not fail
+	}
 	dirs, err := a.dirs()
 	if err != nil {
 		return a.finish(err)
