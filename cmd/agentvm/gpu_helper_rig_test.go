@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	_ "embed"
 	"os"
 	"os/exec"
@@ -58,19 +56,10 @@ func TestGPUHelperRig(t *testing.T) {
 	if out, err := pack.CombinedOutput(); err != nil {
 		t.Fatalf("pack an initrd: %v\n%s", err, out)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	qemu := exec.CommandContext(ctx, qemuBinary, "-M", "q35,kernel-irqchip=split", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "2",
-		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-		"-kernel", filepath.Join(debian, "boot/vmlinuz"), "-initrd", filepath.Join(dir, "initrd"),
-		"-append", "console=ttyS0 loglevel=1 no_timer_check intel_iommu=on iommu=pt",
-		"-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "pcie-root-port,id=rp0,chassis=1",
-		"-device", "virtio-gpu-pci,bus=rp0,addr=0x0.0x0,multifunction=on", "-device", "ich9-intel-hda,bus=rp0,addr=0x0.0x1")
-	var out bytes.Buffer
-	qemu.Stdout, qemu.Stderr = &out, &out
-	runErr := qemu.Run()
+	console := bootRig(t, 4*time.Minute, "-m", "1024",
+		"-kernel", filepath.Join(debian, "boot/vmlinuz"), "-initrd", filepath.Join(dir, "initrd"), "-append", rigCmdline)
 	var said []string
-	for line := range strings.Lines(out.String()) {
+	for line := range strings.Lines(console) {
 		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "rig "); ok {
 			said = append(said, text)
 		}
@@ -91,6 +80,6 @@ func TestGPUHelperRig(t *testing.T) {
 		"killed: " + free, "killed: " + free, "killed: " + free, "killed: " + free, "done",
 	}
 	if diff := cmp.Diff(want, said); diff != "" {
-		t.Errorf("(-want +said)\n%s\n%v, its console:\n%s", diff, runErr, &out)
+		t.Errorf("(-want +said)\n%s\nits console:\n%s", diff, console)
 	}
 }
