@@ -29,6 +29,17 @@ var gpuRig string
 //go:embed testdata/gpu-rig-guest.sh
 var gpuRigGuest string
 
+// rigNVMe makes the card one of three functions.
+var rigNVMe = []string{"-device", "nvme,serial=inside,bus=rp0,addr=0x0.0x2"}
+
+// rigGuestSays is what the kernel of a machine with the card makes of it.
+var rigGuestSays = []string{
+	"guest function 0: 1af4:1050, class 0x038000, regions 2, driver virtio-pci",
+	"guest function 1: 8086:293e, class 0x040300, regions 1, driver none",
+	"guest function 2: 1b36:0010, class 0x010802, regions 1, driver nvme",
+	"guest function 2 is live, serial inside, interrupts some", "guest done",
+}
+
 const (
 	rigUser   = 1878982656 // that root's machines run as
 	rigMemory = 192 << 20  // bytes of the machine
@@ -197,24 +208,23 @@ func TestGPUMachineRig(t *testing.T) {
 	copyFile(t, testenv.Initrd(t, debian, gpuRigGuest, ""), filepath.Join(tree, "guest.initrd"))
 	script := strings.ReplaceAll(gpuRig, "$VMUSER", fmt.Sprint(rigUser))
 	said, console := runRig(t, debian, testenv.Initrd(t, debian, script, tree), "rig=machine", 20*time.Minute,
-		"-device", "nvme,serial=inside,bus=rp0,addr=0x0.0x2")
+		rigNVMe...)
 	const free = "driver virtio-pci, override (null), second , journals 0"
 	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 3"
 	want := []string{
 		"in a machine: " + taken, fmt.Sprintf("node: of user %d", rigUser),
 		fmt.Sprintf("qemu: user %d, may lock %d", rigUser, rigMemory+1<<30), "locked: all memory", "huge pages: 0 free",
-		"guest function 0: 1af4:1050, class 0x038000, regions 2, driver virtio-pci",
-		"guest function 1: 8086:293e, class 0x040300, regions 1, driver none",
-		"guest function 2: 1b36:0010, class 0x010802, regions 1, driver nvme",
-		"guest function 2 is live, serial inside, interrupts some", "guest done",
-		"release under a machine: exit 3", "still in a machine: " + taken,
-		"supervisor killed: " + taken,
+	}
+	want = append(want, rigGuestSays...)
+	want = append(want,
+		"release under a machine: exit 3", "still in a machine: "+taken,
+		"supervisor killed: "+taken,
 		"doctor: ok    cards: 0000:01:00.2 was left behind",
-		"doctor: ok    cards: 0000:01:00.1 was left behind", "doctor: ok    cards: 0000:01:00.0 was left behind", "after doctor: " + free,
+		"doctor: ok    cards: 0000:01:00.1 was left behind", "doctor: ok    cards: 0000:01:00.0 was left behind", "after doctor: "+free,
 		"huge pages: 96 free",
-		"after a failed boot: " + free, `short: "state":"failed"`,
-		"in a machine again: " + taken, "stop: exit 0", "stopped: " + free,
-		"done"}
+		"after a failed boot: "+free, `short: "state":"failed"`,
+		"in a machine again: "+taken, "stop: exit 0", "stopped: "+free,
+		"done")
 	if diff := cmp.Diff(want, said); diff != "" {
 		t.Fatalf("it says (-want +got):\n%s\nits console:\n%s", diff, console)
 	}

@@ -5,6 +5,9 @@
 echo # the firmware's last line has no end
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
+# A card that is plugged in later is there when its last driver has it.
+echo "guest waits"
+until [ -e /sys/bus/pci/devices/0000:0[1-9]:00.2/driver ]; do /bin/busybox sleep 1; done
 for function in /sys/bus/pci/devices/0000:0[1-9]:*; do
 	cd -P $function
 	number=${PWD##*.}

@@ -94,20 +94,36 @@ begin() { # begin NAME: the life of a machine that has the card
 	done
 }
 
+locks() { # how QEMU has the machine's memory
+	echo "rig qemu: user $(sed -n 's/^Uid:.\([0-9]*\).*/\1/p' /proc/$qemu/status), may lock $(sed -n 's/^Max locked memory *\([0-9]*\) .*/\1/p' /proc/$qemu/limits)"
+	locked=$(sed -n 's/^VmLck:[^0-9]*\([0-9]*\) kB/\1/p' /proc/$qemu/status)
+	[ "$locked" -ge 196608 ] && echo "rig locked: all memory" || echo "rig locked: $locked kB"
+}
+meet() { # meet NAME: waits until the guest has met the card
+	while kill -0 $qemu && ! grep -q '^guest done' $dir/$1/console.log; do sleep 1; done
+	cat -v $dir/$1/console.log
+	kill -0 $qemu || cat /run/$1.log
+	tr -d '\r' <$dir/$1/console.log | grep '^guest [fd]' | sed 's/^/rig /'
+}
+
+plug() { # into a machine that goes on from what was saved without the card
+	begin restored
+	meet restored
+	is "in a machine"
+	locks
+	does stop stop --force restored
+	is stopped
+}
+
 machine() {
 	echo 96 >/proc/sys/vm/nr_hugepages
 	begin long
 	is "in a machine"
 	echo "rig node: of user $(stat -c %u /dev/vfio/$group)"
-	echo "rig qemu: user $(sed -n 's/^Uid:.\([0-9]*\).*/\1/p' /proc/$qemu/status), may lock $(sed -n 's/^Max locked memory *\([0-9]*\) .*/\1/p' /proc/$qemu/limits)"
-	locked=$(sed -n 's/^VmLck:[^0-9]*\([0-9]*\) kB/\1/p' /proc/$qemu/status)
-	[ "$locked" -ge 196608 ] && echo "rig locked: all memory" || echo "rig locked: $locked kB"
+	locks
 	pages=/sys/kernel/mm/hugepages/hugepages-2048kB
 	echo "rig huge pages: $(cat $pages/free_hugepages) free"
-	while kill -0 $qemu && ! grep -q '^guest done' $dir/long/console.log; do sleep 1; done
-	cat -v $dir/long/console.log
-	kill -0 $qemu || cat /run/long.log
-	tr -d '\r' <$dir/long/console.log | grep '^guest ' | sed 's/^/rig /'
+	meet long
 	does "release under a machine" gpu release $card
 	is "still in a machine"
 	kill -9 $life
