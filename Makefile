@@ -10,7 +10,7 @@ PREFIX  ?= $(if $(ROOT),/usr/local,$(HOME)/.local)
 PKG     ?= ./...
 RUN     ?= .
 BENCH   ?= .
-TIMEOUT ?= 45m
+TIMEOUT ?= 60m
 
 # Programs that deps unpacks for the tests, and sbin, which Debian leaves out
 # of an ordinary user's PATH.
