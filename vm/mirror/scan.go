@@ -124,15 +124,18 @@ func (s *scanner) path(dir *os.Root, base, name string, depth int) error {
 // look describes what has a name in the directory that is open, but for its
 // path; nil: there is nothing.
 func look(dir *os.Root, name string, known *Entry, now time.Time) (*Entry, error) {
-	fi, err := dir.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
 	e := &Entry{Path: name, Kind: Other}
-	if !utf8.ValidString(name) {
+	other, err := mounted(dir, name)
+	var fi fs.FileInfo
+	if err == nil && !other {
+		fi, err = dir.Lstat(name)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case other, !utf8.ValidString(name):
 		return e, nil
 	}
 	switch {
