@@ -58,6 +58,7 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 		return err
 	}
 	if w.makes {
+		e.record.Guarded = e.guarded()
 		if err := e.write(); err != nil {
 			return err
 		}
@@ -185,7 +186,7 @@ func (e *elsewhere) sync(ctx context.Context, conn *remote.Conn, keep mirror.Kee
 		return fmt.Errorf("wait for another command that keeps the workspace in step: %w", err)
 	}
 	defer lock.Close()
-	w := remote.Workspace{Dir: e.record.Workspace, State: e.dir, Copy: e.record.Copy}
+	w := remote.Workspace{Dir: e.record.Workspace, State: e.dir, Copy: e.record.Copy, Guarded: e.guarded()}
 	result, err := w.Sync(ctx, conn, keep)
 	if result.Gone {
 		e.app.noteLine("the copy of the workspace on %s was gone, and is made anew", e.host.Address())

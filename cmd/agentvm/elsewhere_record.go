@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/renameio/v2"
 
@@ -31,6 +32,7 @@ type record struct {
 	Workspace string      `json:"workspace"` // absolute, without links
 	Copy      remote.Copy `json:"copy"`
 	Machine   string      `json:"machine,omitempty"` // its name there, once it is known
+	Guarded   []string    `json:"guarded,omitempty"` // as guarded says, when the machine was last to run
 }
 
 const recordFile = "record.json"
@@ -177,6 +179,15 @@ func (e *elsewhere) possible() error {
 		}
 	}
 	return nil
+}
+
+// guarded are the paths in the workspace that no guest is to change.
+func (e *elsewhere) guarded() []string {
+	if e.project == nil {
+		return e.record.Guarded
+	}
+	w := e.project.Config.Workspace
+	return slices.Concat(w.Protect, w.Hide)
 }
 
 // config is the project's configuration for that host, with what of its user

@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -156,50 +154,6 @@ func rename(dir *os.Root, temp, base string) error {
 		err = errors.Join(err, dir.Remove(temp))
 	}
 	return err
-}
-
-// file reads a file's content and puts it in its place. The error is one of
-// the reader's; what is wrong with the place is a failure.
-func (a *applier) file(c Change) error {
-	var dir *os.Root
-	var base string
-	var out *os.File
-	temp := tempPrefix + rand.Text()
-	a.try(c.Path, func() (err error) {
-		if dir, base, err = a.at(c.Path, before(c)); err == nil {
-			out, err = dir.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		}
-		return err
-	})
-	if dir != nil {
-		defer dir.Close()
-	}
-	w, h := io.Discard, sha256.New()
-	if out != nil {
-		w = out
-	}
-	readErr, writeErr := receive(a.ctx, a.in, io.MultiWriter(h, w), c.New.Size)
-	if out == nil {
-		return readErr
-	}
-	a.try(c.Path, func() error {
-		err := errors.Join(readErr, writeErr, out.Chmod(c.New.Perm.Perm()), out.Close())
-		switch {
-		case err != nil:
-		case hex.EncodeToString(h.Sum(nil)) != c.New.Hash:
-			err = errChanged
-		default:
-			err = dir.Chtimes(temp, time.Time{}, time.Unix(0, c.New.Time))
-		}
-		if err == nil {
-			err = expect(dir, base, before(c)) // the content may have taken its time
-		}
-		if err != nil {
-			return errors.Join(err, dir.Remove(temp))
-		}
-		return rename(dir, temp, base)
-	})
-	return readErr
 }
 
 // chunkSize is how much of a file is sent at once.

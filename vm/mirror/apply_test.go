@@ -31,7 +31,7 @@ func apply(t *testing.T, to, from *os.Root, changes []Change) []Failure {
 
 func pullAll(t *testing.T, here, there *os.Root) []Change {
 	t.Helper()
-	return Compare(nil, scan(t, here), scan(t, there), KeepBoth).Pull
+	return Compare(nil, scan(t, here), scan(t, there), KeepBoth, nil).Pull
 }
 
 // TestHostile pulls from a directory with whatever a guest's root can make.
@@ -96,7 +96,7 @@ func TestLinksAreNotFollowed(t *testing.T) {
 	if err := here.Mkdir("mine", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	changes := Compare(nil, scan(t, here), scan(t, there), KeepBoth).Pull
+	changes := Compare(nil, scan(t, here), scan(t, there), KeepBoth, nil).Pull
 	for _, target := range []string{outside, "mine"} {
 		if err := errors.Join(here.RemoveAll("d"), here.Symlink(target, "d")); err != nil {
 			t.Fatal(err)
@@ -120,11 +120,11 @@ func TestNothingNewIsReplaced(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	base := Compare(nil, scan(t, here), scan(t, there), KeepBoth).Base
+	base := Compare(nil, scan(t, here), scan(t, there), KeepBoth, nil).Base
 	if err := errors.Join(there.WriteFile("replaced", []byte("theirs"), 0o600), there.Remove("deleted"), there.WriteFile("made", []byte("theirs"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	changes := Compare(base, scan(t, here), scan(t, there), KeepBoth).Pull
+	changes := Compare(base, scan(t, here), scan(t, there), KeepBoth, nil).Pull
 	if len(changes) != 3 {
 		t.Fatal(paths(changes))
 	}
@@ -143,7 +143,7 @@ func TestNothingNewIsReplaced(t *testing.T) {
 		}
 	}
 	Done(base, changes, failures)
-	if again := Compare(base, scan(t, here), scan(t, there), KeepBoth); len(again.Conflicts) != 3 {
+	if again := Compare(base, scan(t, here), scan(t, there), KeepBoth, nil); len(again.Conflicts) != 3 {
 		t.Errorf("conflicts: %q", again.Conflicts)
 	}
 }

@@ -12,6 +12,10 @@ type Change struct {
 	Path string `json:"path"`
 	Old  *Entry `json:"old,omitempty"` // what must be there; nil: nothing
 	New  *Entry `json:"new,omitempty"` // nil: nothing
+
+	// InPlace has a file written to, and not replaced by another one: with
+	// that, the mount that guards it would go.
+	InPlace bool `json:"inPlace,omitempty"`
 }
 
 // Plan is what brings two sides in step.
@@ -38,8 +42,14 @@ const (
 // Where both sides have a directory, what is in it is decided on one by one.
 // Anything else is decided on as a whole, with all that is in it: it is copied
 // if one side has it as it last was on both, and is a conflict otherwise.
-func Compare(base, here, there Manifest, keep Keep) Plan {
+//
+// Nothing is pulled to the guarded paths and what is below them, which no guest
+// is to change: what changed there is a conflict. KeepHere takes it back.
+func Compare(base, here, there Manifest, keep Keep, guarded []string) Plan {
 	c := comparison{base: base, here: here, there: there, keep: keep, in: map[string][]string{}, plan: Plan{Base: Manifest{}}}
+	for _, p := range guarded {
+		c.guarded = append(c.guarded, path.Clean(p))
+	}
 	seen := map[string]bool{}
 	for _, m := range []Manifest{base, here, there} {
 		for p := range m {
@@ -62,6 +72,7 @@ func Compare(base, here, there Manifest, keep Keep) Plan {
 type comparison struct {
 	base, here, there Manifest
 	keep              Keep
+	guarded           []string
 	in                map[string][]string // what lies in a directory, on any side
 	plan              Plan
 }
@@ -72,15 +83,21 @@ func (c *comparison) decide(p string) {
 		c.whole(p)
 		return
 	}
-	switch { // permissions
+	way := conflict // about permissions
+	switch {
+	case same(t, b), !same(h, b) && c.keep == KeepHere:
+		way = push
+	case same(h, b), c.keep == KeepThere:
+		way = pull
+	}
+	way = c.allowed(way, p)
+	switch {
 	case same(h, t):
 		c.plan.Base[p] = plain(h)
-	case same(t, b), !same(h, b) && c.keep == KeepHere:
-		c.copy(p, push)
-	case same(h, b), c.keep == KeepThere:
-		c.copy(p, pull)
-	default:
+	case way == conflict:
 		c.conflict(p)
+	default:
+		c.copy(p, way)
 	}
 	for _, q := range c.in[p] {
 		c.decide(q)
@@ -108,7 +125,7 @@ func (c *comparison) whole(p string) {
 	case alike(c.here, c.there):
 		way = push // nothing
 	}
-	if way == conflict {
+	if way = c.allowed(way, all...); way == conflict {
 		c.conflict(p)
 		for _, q := range all {
 			c.remember(q)
@@ -118,6 +135,21 @@ func (c *comparison) whole(p string) {
 	for _, q := range all {
 		c.copy(q, way)
 	}
+}
+
+// allowed is the way that paths may go.
+func (c *comparison) allowed(way direction, paths ...string) direction {
+	if way != pull || !slices.ContainsFunc(paths, func(p string) bool { return c.isGuarded(p) && !same(c.here[p], c.there[p]) }) {
+		return way
+	}
+	if c.keep == KeepHere {
+		return push
+	}
+	return conflict
+}
+
+func (c *comparison) isGuarded(p string) bool {
+	return slices.ContainsFunc(c.guarded, func(g string) bool { return p == g || strings.HasPrefix(p, g+"/") })
 }
 
 func (c *comparison) below(p string, list []string) []string {
@@ -147,9 +179,9 @@ func (c *comparison) copy(p string, way direction) {
 		return
 	case isKind(h, Other) || isKind(t, Other): // it stays where it is
 	case way == push:
-		c.plan.Push = append(c.plan.Push, Change{p, t, h})
+		c.plan.Push = append(c.plan.Push, Change{Path: p, Old: t, New: h, InPlace: isKind(h, File) && isKind(t, File) && c.isGuarded(p)})
 	default:
-		c.plan.Pull = append(c.plan.Pull, Change{p, h, t})
+		c.plan.Pull = append(c.plan.Pull, Change{Path: p, Old: h, New: t})
 	}
 	c.remember(p)
 }
@@ -209,6 +241,9 @@ func CheckChanges(changes []Change) error {
 			if e.Path != c.Path || e.Kind == Other {
 				return fmt.Errorf("%q is to become %q", c.Path, e.Path)
 			}
+		}
+		if c.InPlace && (!isKind(c.Old, File) || !isKind(c.New, File)) {
+			return fmt.Errorf("%q is no file that can be written to", c.Path)
 		}
 		if !goodPath(c.Path) || seen[c.Path] || strings.HasPrefix(path.Base(c.Path), tempPrefix) {
 			return fmt.Errorf("%q cannot be changed", c.Path)

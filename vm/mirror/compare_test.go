@@ -72,7 +72,7 @@ func TestCompare(t *testing.T) {
 			base: side{"d": "/", "d/a": "1"}, there: side{"d": "/", "d/a": "1", "d/b": "2"}, keep: KeepThere, pull: "d d/a d/b"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			plan := Compare(tt.base.manifest(), tt.here.manifest(), tt.there.manifest(), tt.keep)
+			plan := Compare(tt.base.manifest(), tt.here.manifest(), tt.there.manifest(), tt.keep, nil)
 			got := []string{paths(plan.Push), paths(plan.Pull), strings.Join(plan.Conflicts, " ")}
 			if diff := cmp.Diff([]string{tt.push, tt.pull, tt.conflicts}, got); diff != "" {
 				t.Error(diff)
@@ -110,10 +110,10 @@ func TestInStep(t *testing.T) {
 func bringInStep(t *testing.T, here, there *os.Root, base Manifest) Manifest {
 	t.Helper()
 	h, far := scan(t, here), scan(t, there)
-	if same := len(Compare(h, h, far, KeepBoth).Pull) == 0 && len(h) == len(far); same != (h.Sum() == far.Plain().Sum()) {
+	if same := len(Compare(h, h, far, KeepBoth, nil).Pull) == 0 && len(h) == len(far); same != (h.Sum() == far.Plain().Sum()) {
 		t.Error("the sums do not tell whether both are the same")
 	}
-	plan := Compare(base, h, far, KeepBoth)
+	plan := Compare(base, h, far, KeepBoth, nil)
 	conflict := map[string]bool{}
 	for _, p := range plan.Conflicts {
 		conflict[p] = true
@@ -133,17 +133,17 @@ func bringInStep(t *testing.T, here, there *os.Root, base Manifest) Manifest {
 			}
 		}
 	}
-	again := Compare(plan.Base, h2, far2, KeepBoth)
+	again := Compare(plan.Base, h2, far2, KeepBoth, nil)
 	if len(again.Push)+len(again.Pull) > 0 || len(again.Conflicts) > len(plan.Conflicts) {
 		t.Errorf("there is more to do: %s; %s; %q, was %q", paths(again.Push), paths(again.Pull), again.Conflicts, plan.Conflicts)
 	}
 	// Whoever insists gets there.
-	kept := Compare(plan.Base, h2, far2, KeepThere)
+	kept := Compare(plan.Base, h2, far2, KeepThere, nil)
 	move(t, there, here, kept.Push)
 	move(t, here, there, kept.Pull)
 	Done(kept.Base, append(kept.Push, kept.Pull...), nil)
 	h3, far3 := scan(t, here), scan(t, there)
-	last := Compare(kept.Base, h3, far3, KeepBoth)
+	last := Compare(kept.Base, h3, far3, KeepBoth, nil)
 	if len(last.Push)+len(last.Pull)+len(last.Conflicts) > 0 {
 		t.Errorf("kept one side, and still: %s; %s; %q", paths(last.Push), paths(last.Pull), last.Conflicts)
 	}

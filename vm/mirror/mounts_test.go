@@ -68,7 +68,7 @@ func TestMounts(t *testing.T) {
 		if len(m) != 2 || m["d"].Kind != Other {
 			t.Errorf("seen: %v", m)
 		}
-		if plan := Compare(base, m, before, KeepBoth); len(plan.Push)+len(plan.Pull) > 0 || strings.Join(plan.Conflicts, " ") != "d" {
+		if plan := Compare(base, m, before, KeepBoth, nil); len(plan.Push)+len(plan.Pull) > 0 || strings.Join(plan.Conflicts, " ") != "d" {
 			t.Errorf("%s; %s; %q", paths(plan.Push), paths(plan.Pull), plan.Conflicts)
 		}
 		// What was decided on before it was mounted.
@@ -88,7 +88,7 @@ func TestMounts(t *testing.T) {
 	if left, _ := os.ReadDir(elsewhere); len(left) != 1 {
 		t.Errorf("there is %v", left)
 	}
-	if plan := Compare(base, scan(t, here), before, KeepBoth); len(plan.Push)+len(plan.Pull)+len(plan.Conflicts) > 0 {
+	if plan := Compare(base, scan(t, here), before, KeepBoth, nil); len(plan.Push)+len(plan.Pull)+len(plan.Conflicts) > 0 {
 		t.Errorf("unmounted: %v", plan)
 	}
 }
@@ -96,11 +96,11 @@ func TestMounts(t *testing.T) {
 // TestUnmounted has what was mounted from the beginning be there no more.
 func TestUnmounted(t *testing.T) {
 	base := side{"a": "1"}
-	first := Compare(nil, side{"a": "1", "d": "|"}.manifest(), base.manifest(), KeepBoth)
+	first := Compare(nil, side{"a": "1", "d": "|"}.manifest(), base.manifest(), KeepBoth, nil)
 	if len(first.Conflicts)+len(first.Push)+len(first.Pull) > 0 {
 		t.Errorf("%v", first)
 	}
-	then := Compare(first.Base, side{"a": "1", "d": "/"}.manifest(), base.manifest(), KeepBoth)
+	then := Compare(first.Base, side{"a": "1", "d": "/"}.manifest(), base.manifest(), KeepBoth, nil)
 	if paths(then.Push) != "d" || len(then.Pull) > 0 || then.Push[0].New == nil {
 		t.Errorf("%v", then)
 	}

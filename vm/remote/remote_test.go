@@ -292,6 +292,25 @@ func TestSync(t *testing.T) {
 		t.Error(err)
 	}
 	holds(there, "a", "mine")
+	w.Guarded = []string{"c"}
+	before, _ := os.Stat(filepath.Join(there, "c"))
+	write(w.Dir, "c", "guarded")
+	if r, err := sync(""); err != nil || r.Pushed != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	holds(there, "c", "guarded")
+	if after, err := os.Stat(filepath.Join(there, "c")); err != nil || !os.SameFile(before, after) {
+		t.Errorf("a guarded file was replaced: %v", err)
+	}
+	write(there, "c", "theirs")
+	if _, err := sync(mirror.KeepThere); !errors.Is(err, ErrConflict) || !strings.HasSuffix(err.Error(), ": c") {
+		t.Error(err)
+	}
+	holds(w.Dir, "c", "guarded")
+	if _, err := sync(mirror.KeepHere); err != nil {
+		t.Error(err)
+	}
+	holds(there, "c", "guarded")
 	// A copy that is gone is no deletion, and neither is what is known of it.
 	if err := os.RemoveAll(there); err != nil {
 		t.Fatal(err)

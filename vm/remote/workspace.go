@@ -22,6 +22,9 @@ type Workspace struct {
 	Dir   string // here
 	State string // directory of ours for what is known of both copies
 	Copy  Copy
+
+	// Guarded paths are not the guest's to change: see [mirror.Compare].
+	Guarded []string
 }
 
 // Copy names the copy of a workspace on the other host.
@@ -79,7 +82,7 @@ func (w Workspace) Sync(ctx context.Context, c *Conn, keep mirror.Keep) (InStep,
 		result.Gone = len(base) > 0
 		base = nil
 	}
-	plan := mirror.Compare(base, here, seen.Manifest, keep)
+	plan := mirror.Compare(base, here, seen.Manifest, keep, w.Guarded)
 	failures, err := w.carryOut(ctx, c, root, plan)
 	if err != nil {
 		return result, fmt.Errorf("bring the workspace in step with %s: %w", c.host.Address(), err)
