@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -23,9 +25,18 @@ type Failure struct {
 // Apply makes the changes, which are sorted by path, in the directory. The
 // content of the files among what is new comes from r, as [Send] writes it. A
 // path that is no longer what its change starts from is left alone and among
-// the failures.
+// the failures. What was begun has its permissions also after an error.
 func Apply(ctx context.Context, root *os.Root, changes []Change, r io.Reader) ([]Failure, error) {
 	a := applier{ctx: ctx, root: root, in: bufio.NewReaderSize(r, chunkSize)}
+	err := a.all(changes)
+	for _, c := range slices.Backward(a.dirs) { // a directory that cannot be written to, once all is in it
+		a.try(c.Path, func() error { return a.chmod(c) })
+	}
+	return a.failed, err
+}
+
+// all makes the changes, but for the permissions of directories.
+func (a *applier) all(changes []Change) error {
 	for i := len(changes) - 1; i >= 0; i-- { // what lies in a directory goes before it
 		c := changes[i]
 		if c.Old != nil && (c.New == nil || c.New.Kind != c.Old.Kind) {
@@ -38,32 +49,29 @@ func Apply(ctx context.Context, root *os.Root, changes []Change, r io.Reader) ([
 		}
 		if c.New.Kind == File { // its content has to be read in any case
 			if err := a.file(c); err != nil {
-				return a.failed, err
+				return err
 			}
 			continue
 		}
 		a.try(c.Path, func() error { return a.make(c) })
 	}
-	for i := len(changes) - 1; i >= 0; i-- { // a directory that cannot be written to, once all is in it
-		if c := changes[i]; c.New != nil && c.New.Kind == Directory && !a.hasFailed(c.Path) {
-			a.try(c.Path, func() error { return a.chmod(c) })
-		}
-	}
-	return a.failed, ctx.Err()
+	return a.ctx.Err()
 }
+
+// unfinished are the permissions of a directory while things are put into it.
+const unfinished fs.FileMode = 0o700
 
 type applier struct {
 	ctx    context.Context
 	root   *os.Root
 	in     *bufio.Reader
+	dirs   []Change // that need their permissions
 	failed []Failure
 	names  map[string]bool // of the failures
 }
 
-func (a *applier) hasFailed(p string) bool { return a.names[p] }
-
 func (a *applier) try(p string, do func() error) {
-	if a.hasFailed(p) {
+	if a.names[p] {
 		return
 	}
 	if err := do(); err != nil {
@@ -122,10 +130,13 @@ func (a *applier) make(c Change) error {
 	}
 	defer dir.Close()
 	if c.New.Kind == Directory {
-		if before(c) != nil {
-			return nil // its permissions, in the end
+		if before(c) == nil {
+			err = dir.Mkdir(base, unfinished)
 		}
-		return dir.Mkdir(base, 0o700)
+		if err == nil {
+			a.dirs = append(a.dirs, c)
+		}
+		return err
 	}
 	temp := tempPrefix + rand.Text()
 	if err := dir.Symlink(c.New.Target, temp); err != nil {

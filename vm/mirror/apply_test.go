@@ -2,7 +2,9 @@ package mirror
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -194,6 +196,64 @@ func TestStreamEnds(t *testing.T) {
 		}
 		if entries, _ := os.ReadDir(here.Name()); len(entries) > 0 {
 			t.Errorf("after %d bytes there is %v", n, entries)
+		}
+	}
+}
+
+// TestEndsHalfway wants directories to be what they are there, as far as they
+// were made, and the next attempt to do the rest.
+func TestEndsHalfway(t *testing.T) {
+	there := openRoot(t)
+	for _, err := range []error{
+		there.Mkdir("d", 0o755), there.Mkdir("d/e", 0o755), there.WriteFile("d/e/a", []byte("content"), 0o600),
+		there.WriteFile("d/e/b", nil, 0o600), there.Chmod("d/e", 0o555), there.Mkdir("f", 0o750),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	here := openRoot(t)
+	changes := pullAll(t, here, there)
+	var stream bytes.Buffer
+	if err := Send(t.Context(), there, changes, &stream); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	for name, attempt := range map[string]func(to *os.Root) error{
+		"a lost connection": func(to *os.Root) error {
+			_, err := Apply(t.Context(), to, changes, bytes.NewReader(stream.Bytes()[:7]))
+			return err
+		},
+		"an interrupt": func(to *os.Root) error {
+			_, err := Apply(ctx, to, changes, io.MultiReader(bytes.NewReader(stream.Bytes()[:7]), reading(cancel)))
+			return err
+		},
+	} {
+		to := openRoot(t)
+		if err := attempt(to); err == nil {
+			t.Error("it did not end")
+		}
+		m := scan(t, to)
+		if len(m) != 2 || m["d"].Perm != 0o755 || m["d/e"].Perm != 0o555 {
+			t.Errorf("%s: %v, %v", name, m["d"], m["d/e"])
+		}
+		if again := Compare(nil, m, scan(t, there), KeepBoth, nil); paths(again.Pull) != "d/e/a d/e/b f" || len(again.Push)+len(again.Conflicts) > 0 {
+			t.Errorf("%s: %v", name, again)
+		}
+	}
+	// And one that was killed.
+	for _, tt := range []struct {
+		base        Manifest
+		here, there os.FileMode
+		want        string
+	}{
+		{nil, 0o700, 0o755, "[] [d] []"}, {nil, 0o755, 0o700, "[d] [] []"}, {nil, 0o755, 0o750, "[] [] [d]"},
+		{Manifest{"d": {Path: "d", Kind: Directory, Perm: 0o711}}, 0o755, 0o700, "[] [] [d]"},
+	} {
+		m := func(perm os.FileMode) Manifest { return Manifest{"d": {Path: "d", Kind: Directory, Perm: perm}} }
+		plan := Compare(tt.base, m(tt.here), m(tt.there), KeepBoth, nil)
+		if got := fmt.Sprintf("[%s] [%s] %v", paths(plan.Push), paths(plan.Pull), plan.Conflicts); got != tt.want {
+			t.Errorf("%o, %o: %s", tt.here, tt.there, got)
 		}
 	}
 }

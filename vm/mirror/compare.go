@@ -89,6 +89,10 @@ func (c *comparison) decide(p string) {
 		way = push
 	case same(h, b), c.keep == KeepThere:
 		way = pull
+	case b == nil && t.Perm == unfinished: // somebody was killed in between
+		way = push
+	case b == nil && h.Perm == unfinished:
+		way = pull
 	}
 	way = c.allowed(way, p)
 	switch {
