@@ -90,14 +90,14 @@ func (a *applier) at(p string, old *Entry) (dir *os.Root, base string, err error
 	if err != nil {
 		return nil, "", err
 	}
-	if err := expect(dir, base, old); err != nil {
+	if err := expect(a.ctx, dir, base, old); err != nil {
 		return nil, "", errors.Join(err, dir.Close())
 	}
 	return dir, base, nil
 }
 
-func expect(dir *os.Root, base string, old *Entry) error {
-	now, err := look(dir, base, nil, time.Now())
+func expect(ctx context.Context, dir *os.Root, base string, old *Entry) error {
+	now, err := look(ctx, dir, base, nil, time.Now())
 	if err == nil && !same(now, old) {
 		err = errChanged
 	}

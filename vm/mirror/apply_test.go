@@ -273,13 +273,13 @@ func TestKnownContentIsNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	later := fi.ModTime().Add(time.Hour)
-	e, err := look(root, "a", nil, later)
+	e, err := look(t.Context(), root, "a", nil, later)
 	if err != nil || e.Stamp == nil {
 		t.Fatal(e, err)
 	}
 	known := *e
 	known.Hash = strings.Repeat("0", 64)
-	if again, err := look(root, "a", &known, later); err != nil || again.Hash != known.Hash {
+	if again, err := look(t.Context(), root, "a", &known, later); err != nil || again.Hash != known.Hash {
 		t.Errorf("it was read again: %v, %v", again, err)
 	}
 	time.Sleep(50 * time.Millisecond) // the kernel's clock for that has steps
@@ -290,8 +290,37 @@ func TestKnownContentIsNotRead(t *testing.T) {
 	if err := root.Chtimes("a", fi.ModTime(), fi.ModTime()); err != nil {
 		t.Fatal(err)
 	}
-	if again, err := look(root, "a", &known, later); err != nil || again.Hash == known.Hash {
+	if again, err := look(t.Context(), root, "a", &known, later); err != nil || again.Hash == known.Hash {
 		t.Errorf("another content went unnoticed: %v, %v", again, err)
+	}
+}
+
+// TestHuge has files of holes, which cost nothing to make.
+func TestHuge(t *testing.T) {
+	root := openRoot(t)
+	make := func(name string, size int64) {
+		f, err := root.Create(name)
+		if err == nil {
+			err = errors.Join(f.Truncate(size), f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	make("huge", maxFile+1)
+	if m := scan(t, root); m["huge"].Kind != Other {
+		t.Errorf("%v", m["huge"])
+	}
+	make("large", maxFile)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	begun := time.Now()
+	if _, err := Scan(ctx, root, nil); !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) > 5*time.Second {
+		t.Errorf("%v after %s", err, time.Since(begun))
+	}
+	e := Entry{Path: "a", Kind: File, Size: maxFile + 1, Hash: strings.Repeat("0", 64)}
+	if (Manifest{"a": &e}).Check() == nil || CheckChanges([]Change{{Path: "a", New: &e}}) == nil {
+		t.Error("it is taken from elsewhere")
 	}
 }
 

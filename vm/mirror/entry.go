@@ -56,6 +56,10 @@ const (
 	maxEntries = 500_000
 	maxPaths   = 64 << 20 // bytes of all paths and targets
 	maxPath    = 4096     // PATH_MAX
+
+	// maxFile is how many bytes a file may have. One of holes takes nobody
+	// anything to make, and must be read to its end.
+	maxFile = 64 << 30
 )
 
 // ErrTooLarge marks a directory with more in it than can be kept in step.
@@ -122,7 +126,7 @@ func (e *Entry) check() error {
 	switch {
 	case !goodPath(e.Path):
 		return fmt.Errorf("%q is not a path of a workspace", e.Path)
-	case e.Perm&^fs.ModePerm != 0 || e.Size < 0:
+	case e.Perm&^fs.ModePerm != 0 || e.Size < 0 || e.Size > maxFile:
 		return fmt.Errorf("%q: mode %o, %d bytes", e.Path, e.Perm, e.Size)
 	case (e.Kind == File) != (err == nil && len(digest) == 32):
 		return fmt.Errorf("%q: digest %q", e.Path, e.Hash)

@@ -47,7 +47,7 @@ func (a *applier) file(c Change) error {
 			err = errChanged
 		}
 		if err == nil {
-			err = expect(to.dir, to.base, before(c)) // the content may have taken its time
+			err = expect(a.ctx, to.dir, to.base, before(c)) // the content may have taken its time
 		}
 		if c.InPlace {
 			if err == nil {

@@ -96,7 +96,7 @@ func namesIn(dir *os.Root) ([]string, error) {
 
 // path describes what has the name base in the directory that is open.
 func (s *scanner) path(dir *os.Root, base, name string, depth int) error {
-	e, err := look(dir, base, s.known[name], s.now)
+	e, err := look(s.ctx, dir, base, s.known[name], s.now)
 	if err != nil {
 		return fmt.Errorf("look at %q: %w", name, err)
 	}
@@ -123,7 +123,7 @@ func (s *scanner) path(dir *os.Root, base, name string, depth int) error {
 
 // look describes what has a name in the directory that is open, but for its
 // path; nil: there is nothing.
-func look(dir *os.Root, name string, known *Entry, now time.Time) (*Entry, error) {
+func look(ctx context.Context, dir *os.Root, name string, known *Entry, now time.Time) (*Entry, error) {
 	e := &Entry{Path: name, Kind: Other}
 	other, err := mounted(dir, name)
 	var fi fs.FileInfo
@@ -150,13 +150,15 @@ func look(dir *os.Root, name string, known *Entry, now time.Time) (*Entry, error
 			e.Kind, e.Target = Link, target
 		}
 	case fi.Mode().IsRegular():
-		return file(dir, e, fi, known, now)
+		if fi.Size() <= maxFile {
+			return file(ctx, dir, e, fi, known, now)
+		}
 	}
 	return e, nil
 }
 
-// file describes a regular file.
-func file(dir *os.Root, e *Entry, fi fs.FileInfo, known *Entry, now time.Time) (*Entry, error) {
+// file describes a regular file, as long as it is now.
+func file(ctx context.Context, dir *os.Root, e *Entry, fi fs.FileInfo, known *Entry, now time.Time) (*Entry, error) {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	if !ok {
 		return nil, errors.New("it has no times")
@@ -184,9 +186,22 @@ func file(dir *os.Root, e *Entry, fi fs.FileInfo, known *Entry, now time.Time) (
 		return &Entry{Path: e.Path, Kind: Other}, nil // it changes under our hands
 	}
 	h := sha256.New()
-	if e.Size, err = io.Copy(h, f); err != nil {
+	if e.Size, err = io.Copy(h, io.LimitReader(interruptible{ctx, f}, e.Size)); err != nil {
 		return nil, err
 	}
 	e.Hash = hex.EncodeToString(h.Sum(nil))
 	return e, nil
+}
+
+// interruptible is a reader that ends with its context.
+type interruptible struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r interruptible) Read(data []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(data)
 }
