@@ -105,11 +105,35 @@ func expect(ctx context.Context, dir *os.Root, base string, old *Entry) error {
 }
 
 func (a *applier) remove(c Change) error {
+	if c.Old.Kind == Other {
+		return a.removeOther(c)
+	}
 	dir, base, err := a.at(c.Path, c.Old)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+	return dir.Remove(base)
+}
+
+// removeOther removes what could not be copied, if it still cannot: somebody
+// has decided that. A directory stays, since nobody knows what is in it.
+func (a *applier) removeOther(c Change) error {
+	dir, base, err := parent(a.root, c.Path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if fi, err := dir.Lstat(base); err == nil && fi.IsDir() {
+		return errors.New("a directory is in the way, and nobody knows what is in it")
+	}
+	now, err := look(a.ctx, dir, base, nil, time.Now())
+	if err == nil && !isKind(now, Other) {
+		err = errChanged
+	}
+	if err != nil {
+		return err
+	}
 	return dir.Remove(base)
 }
 

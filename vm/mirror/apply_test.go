@@ -150,6 +150,36 @@ func TestNothingNewIsReplaced(t *testing.T) {
 	}
 }
 
+// TestKeepInstead replaces what cannot be copied, and no directory.
+func TestKeepInstead(t *testing.T) {
+	here, there := openRoot(t), openRoot(t)
+	if err := errors.Join(here.WriteFile("p", []byte("mine"), 0o600), unix.Mkfifo(filepath.Join(there.Name(), "p"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	changes := Compare(nil, scan(t, here), scan(t, there), KeepHere, nil).Push
+	move(t, there, here, changes)
+	if got, err := there.ReadFile("p"); err != nil || string(got) != "mine" {
+		t.Errorf("%q, %v", got, err)
+	}
+	// It is now something else than was decided on.
+	if failures := apply(t, there, here, changes); len(failures) != 1 || !failures[0].Changed {
+		t.Errorf("failures: %v", failures)
+	}
+	if err := errors.Join(there.Remove("p"), there.Mkdir("p", 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	changes[0].Old = &Entry{Path: "p", Kind: Other}
+	if failures := apply(t, there, here, changes); len(failures) != 1 || failures[0].Changed {
+		t.Errorf("a directory: failures %v", failures)
+	}
+	if _, err := there.Lstat("p"); err != nil {
+		t.Error(err)
+	}
+	if CheckChanges([]Change{{Path: "p", Old: changes[0].Old}}) == nil || CheckChanges([]Change{{Path: "p", New: changes[0].Old}}) == nil {
+		t.Error("something that cannot be copied is to be made or only deleted")
+	}
+}
+
 // TestSourceChanges has a file change between its description and its sending.
 func TestSourceChanges(t *testing.T) {
 	here, there := openRoot(t), openRoot(t)

@@ -43,6 +43,9 @@ const (
 // Anything else is decided on as a whole, with all that is in it: it is copied
 // if one side has it as it last was on both, and is a conflict otherwise.
 //
+// Of what cannot be copied nobody knows what it is: in its way, anything is a
+// conflict, unless keep says that the other side is right.
+//
 // Nothing is pulled to the guarded paths and what is below them, which no guest
 // is to change: what changed there is a conflict. KeepHere takes it back.
 func Compare(base, here, there Manifest, keep Keep, guarded []string) Plan {
@@ -110,15 +113,19 @@ func (c *comparison) decide(p string) {
 
 // whole decides on a path and all that is in it.
 func (c *comparison) whole(p string) {
-	b, h, t := c.base[p], c.here[p], c.there[p]
+	h, t := c.here[p], c.there[p]
 	all := c.below(p, nil)
 	alike := func(x, y Manifest) bool {
 		return !slices.ContainsFunc(all, func(q string) bool { return !same(x[q], y[q]) })
 	}
 	way := conflict
 	switch {
-	case isKind(h, Other) && t == nil && b == nil, isKind(t, Other) && h == nil && b == nil:
-		return // it is only there
+	case isKind(h, Other) && (t == nil || isKind(t, Other)), isKind(t, Other) && h == nil:
+		return // there is nothing that could be copied, and nothing to remember
+	case isKind(t, Other) && c.keep == KeepHere:
+		way = push
+	case isKind(h, Other) && c.keep == KeepThere:
+		way = pull
 	case isKind(h, Other), isKind(t, Other): // nobody knows what is in it
 	case alike(c.there, c.base):
 		way = push
@@ -181,7 +188,8 @@ func (c *comparison) copy(p string, way direction) {
 			c.plan.Base[p] = plain(h)
 		}
 		return
-	case isKind(h, Other) || isKind(t, Other): // it stays where it is
+	case way == push && (h == nil && isKind(t, Other) || isKind(h, Other)): // it stays where it is
+	case way == pull && (t == nil && isKind(h, Other) || isKind(t, Other)):
 	case way == push:
 		c.plan.Push = append(c.plan.Push, Change{Path: p, Old: t, New: h, InPlace: isKind(h, File) && isKind(t, File) && c.isGuarded(p)})
 	default:
@@ -242,7 +250,7 @@ func CheckChanges(changes []Change) error {
 			if err := e.check(); err != nil {
 				return err
 			}
-			if e.Path != c.Path || e.Kind == Other {
+			if e.Path != c.Path || e.Kind == Other && (e == c.New || c.New == nil) {
 				return fmt.Errorf("%q is to become %q", c.Path, e.Path)
 			}
 		}

@@ -64,8 +64,13 @@ func TestCompare(t *testing.T) {
 		"a socket instead of a file": {base: side{"s": "1"}, here: side{"s": "1"}, there: side{"s": "|"}, conflicts: "s"},
 		"a directory that nobody can read": {
 			base: side{"d": "/", "d/a": "1"}, here: side{"d": "/", "d/a": "1"}, there: side{"d": "|"}, conflicts: "d"},
-		"keep here":  {base: side{"a": "1", "b": "1"}, here: side{"a": "2", "b": "1"}, there: side{"a": "3", "b": "2"}, keep: KeepHere, push: "a", pull: "b"},
-		"keep there": {base: side{"a": "1", "b": "1"}, here: side{"a": "2", "b": "2"}, there: side{"a": "3", "b": "1"}, keep: KeepThere, push: "b", pull: "a"},
+		"a socket instead of a file, keep here":  {base: side{"s": "1"}, here: side{"s": "1"}, there: side{"s": "|"}, keep: KeepHere, push: "s"},
+		"a socket instead of a file, keep there": {base: side{"s": "1"}, here: side{"s": "1"}, there: side{"s": "|"}, keep: KeepThere, conflicts: "s"},
+		"a socket here, keep there":              {here: side{"s": "|"}, there: side{"s": "1"}, keep: KeepThere, pull: "s"},
+		"a socket here, and a directory":         {here: side{"s": "|"}, there: side{"s": "/", "s/a": "1", "s/s": "|"}, keep: KeepThere, pull: "s s/a"},
+		"sockets on both":                        {here: side{"s": "|"}, there: side{"s": "|"}},
+		"keep here":                              {base: side{"a": "1", "b": "1"}, here: side{"a": "2", "b": "1"}, there: side{"a": "3", "b": "2"}, keep: KeepHere, push: "a", pull: "b"},
+		"keep there":                             {base: side{"a": "1", "b": "1"}, here: side{"a": "2", "b": "2"}, there: side{"a": "3", "b": "1"}, keep: KeepThere, push: "b", pull: "a"},
 		"keep a deletion": {
 			base: side{"d": "/", "d/a": "1"}, there: side{"d": "/", "d/a": "1", "d/b": "2"}, keep: KeepHere, push: "d d/a d/b"},
 		"keep a directory": {
@@ -78,6 +83,17 @@ func TestCompare(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// TestDeletedInItsWay has a socket come instead of a file that the other side
+// deletes: nothing is left to be done, ever.
+func TestDeletedInItsWay(t *testing.T) {
+	base, socket := side{"s": "1", "d": "/", "d/a": "1"}.manifest(), side{"s": "|", "d": "|"}.manifest()
+	for _, plan := range []Plan{Compare(base, socket, nil, KeepBoth, nil), Compare(base, nil, socket, KeepBoth, nil)} {
+		if len(plan.Base)+len(plan.Push)+len(plan.Pull)+len(plan.Conflicts) > 0 {
+			t.Errorf("%v", plan)
+		}
 	}
 }
 
