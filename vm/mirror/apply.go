@@ -113,7 +113,7 @@ func (a *applier) remove(c Change) error {
 		return err
 	}
 	defer dir.Close()
-	return dir.Remove(base)
+	return inside(dir, func() error { return dir.Remove(base) })
 }
 
 // removeOther removes what could not be copied, if it still cannot: somebody
@@ -134,7 +134,21 @@ func (a *applier) removeOther(c Change) error {
 	if err != nil {
 		return err
 	}
-	return dir.Remove(base)
+	return inside(dir, func() error { return dir.Remove(base) })
+}
+
+// inside has something done in a directory, which may be one that its owner
+// has made read-only.
+func inside(dir *os.Root, do func() error) error {
+	err := do()
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	fi, statErr := dir.Stat(".")
+	if statErr != nil || fi.Mode().Perm()&0o700 == 0o700 || dir.Chmod(".", fi.Mode().Perm()|0o700) != nil {
+		return err
+	}
+	return errors.Join(do(), dir.Chmod(".", fi.Mode().Perm()))
 }
 
 // before is what is there when new content comes: what is of another kind has
@@ -155,7 +169,7 @@ func (a *applier) make(c Change) error {
 	defer dir.Close()
 	if c.New.Kind == Directory {
 		if before(c) == nil {
-			err = dir.Mkdir(base, unfinished)
+			err = inside(dir, func() error { return dir.Mkdir(base, unfinished) })
 		}
 		if err == nil {
 			a.dirs = append(a.dirs, c)
@@ -163,10 +177,12 @@ func (a *applier) make(c Change) error {
 		return err
 	}
 	temp := tempPrefix + rand.Text()
-	if err := dir.Symlink(c.New.Target, temp); err != nil {
-		return err
-	}
-	return rename(dir, temp, base)
+	return inside(dir, func() error {
+		if err := dir.Symlink(c.New.Target, temp); err != nil {
+			return err
+		}
+		return rename(dir, temp, base)
+	})
 }
 
 // chmod gives a directory its permissions, once all is in it.

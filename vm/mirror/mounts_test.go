@@ -14,8 +14,9 @@ import (
 // alone runs a function on a thread of its own, which ends with it and with
 // what it has made of itself.
 func alone(do func() error) error {
-	result := make(chan error)
+	result := make(chan error, 1)
 	go func() {
+		defer close(result) // the test may end in it
 		runtime.LockOSThread()
 		result <- do()
 	}()

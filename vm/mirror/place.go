@@ -59,9 +59,9 @@ func (a *applier) file(c Change) error {
 			err = dress(to.content, c.New)
 		}
 		if err = errors.Join(err, to.content.Close()); err != nil {
-			return errors.Join(err, to.dir.Remove(to.temp))
+			return errors.Join(err, inside(to.dir, func() error { return to.dir.Remove(to.temp) }))
 		}
-		return rename(to.dir, to.temp, to.base)
+		return inside(to.dir, func() error { return rename(to.dir, to.temp, to.base) })
 	})
 	return readErr
 }
@@ -77,7 +77,10 @@ func (a *applier) expectFile(c Change) (*arriving, error) {
 		to.content, err = nameless(dir)
 	} else {
 		to.temp = tempPrefix + rand.Text()
-		to.content, err = dir.OpenFile(to.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		err = inside(dir, func() (err error) {
+			to.content, err = dir.OpenFile(to.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			return err
+		})
 	}
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())
