@@ -28,6 +28,9 @@ type Failure struct {
 // the failures. What was begun has its permissions also after an error.
 func Apply(ctx context.Context, root *os.Root, changes []Change, r io.Reader) ([]Failure, error) {
 	a := applier{ctx: ctx, root: root, in: bufio.NewReaderSize(r, chunkSize)}
+	if fi, err := root.Stat("."); err == nil && os.Geteuid() == 0 {
+		a.owner, _ = fi.Sys().(*syscall.Stat_t)
+	}
 	err := a.all(changes)
 	for _, c := range slices.Backward(a.dirs) { // a directory that cannot be written to, once all is in it
 		a.try(c.Path, func() error { return a.chmod(c) })
@@ -65,7 +68,8 @@ type applier struct {
 	ctx    context.Context
 	root   *os.Root
 	in     *bufio.Reader
-	dirs   []Change // that need their permissions
+	owner  *syscall.Stat_t // of what root makes; nil: whoever makes it
+	dirs   []Change        // that need their permissions
 	failed []Failure
 	names  map[string]bool // of the failures
 }
@@ -170,6 +174,9 @@ func (a *applier) make(c Change) error {
 	if c.New.Kind == Directory {
 		if before(c) == nil {
 			err = inside(dir, func() error { return dir.Mkdir(base, unfinished) })
+			if err == nil {
+				a.own(func(uid, gid int) error { return dir.Lchown(base, uid, gid) })
+			}
 		}
 		if err == nil {
 			a.dirs = append(a.dirs, c)
@@ -181,8 +188,18 @@ func (a *applier) make(c Change) error {
 		if err := dir.Symlink(c.New.Target, temp); err != nil {
 			return err
 		}
+		a.own(func(uid, gid int) error { return dir.Lchown(temp, uid, gid) })
 		return rename(dir, temp, base)
 	})
+}
+
+// own gives what root has made to the owner of the workspace, like all that a
+// machine makes in it. There are file systems that cannot, and are no worse for
+// that.
+func (a *applier) own(chown func(uid, gid int) error) {
+	if a.owner != nil {
+		_ = chown(int(a.owner.Uid), int(a.owner.Gid))
+	}
 }
 
 // chmod gives a directory its permissions, once all is in it.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -465,6 +466,31 @@ func TestReadOnlyDirectories(t *testing.T) {
 			t.Errorf("left: %v", m)
 		}
 	}, here, there)
+}
+
+// TestOwner has root bring somebody's workspace in step.
+func TestOwner(t *testing.T) {
+	here, there := openRoot(t), openRoot(t)
+	owner := os.Getuid()
+	if owner == 0 {
+		owner = 12345
+		if err := os.Lchown(here.Name(), owner, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(there.MkdirAll("d/e", 0o700), there.WriteFile("d/a", nil, 0o600), there.Symlink("/etc/passwd", "d/link")); err != nil {
+		t.Fatal(err)
+	}
+	move(t, here, there, pullAll(t, here, there))
+	for _, p := range []string{"d", "d/e", "d/a", "d/link"} {
+		fi, err := here.Lstat(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, ok := fi.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != owner || os.Getuid() == 0 && int(st.Gid) != owner {
+			t.Errorf("%s: %+v", p, st)
+		}
+	}
 }
 
 func TestUnreadable(t *testing.T) {

@@ -7,8 +7,9 @@
 // is. Nothing is replaced or deleted that is not what the decision was made on.
 //
 // Links are copied and never followed; whatever else is neither a file nor a
-// directory, and names that are not UTF-8, stay where they are. Permissions are
-// copied, owners and the setuid, setgid and sticky bits are not. Every access
+// directory, what is mounted, and names that are not UTF-8, stay where they are.
+// Permissions are copied, owners and the setuid, setgid and sticky bits are not.
+// Files at guarded paths are written to instead of replaced. Every access
 // goes through an [os.Root], so that a directory that turns into a link leads
 // nowhere else.
 package mirror

@@ -85,6 +85,9 @@ func (a *applier) expectFile(c Change) (*arriving, error) {
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
+	if !c.InPlace {
+		a.own(to.content.Chown)
+	}
 	return to, nil
 }
 
