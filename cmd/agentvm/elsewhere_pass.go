@@ -192,7 +192,7 @@ func (e *elsewhere) sync(ctx context.Context, conn *remote.Conn, keep mirror.Kee
 		e.app.noteLine("the copy of the workspace on %s was gone, and is made anew", e.host.Address())
 	}
 	if full && len(result.Left) > 0 {
-		e.app.noteLine("neither files, directories nor links, or cannot be read, or have odd names, and stay here: %s", remote.List(result.Left))
+		e.app.noteLine("neither files, directories nor links, or mounted, above 64 GiB, not to be read or with odd names, and stay here: %s", remote.List(result.Left))
 	}
 	if len(result.Changed) > 0 {
 		e.app.noteLine("changed while they were copied, and are left for the next time: %s", remote.List(result.Changed))
