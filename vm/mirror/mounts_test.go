@@ -94,6 +94,39 @@ func TestMounts(t *testing.T) {
 	}
 }
 
+// TestMaskStays has a file hidden as by the file server, in a namespace of its
+// own, and changed from outside that.
+func TestMaskStays(t *testing.T) {
+	here, there := openRoot(t), openRoot(t)
+	if err := here.WriteFile("g", []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	base := bringInStep(t, here, there, Manifest{})
+	if err := here.WriteFile("g", []byte("another"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	changes := Compare(base, scan(t, here), scan(t, there), KeepBoth, []string{"g"}).Push
+	push, pushed := make(chan bool), make(chan bool)
+	go func() { // on a thread of the host's namespace
+		defer close(pushed)
+		<-push
+		if failures := apply(t, there, here, changes); len(failures) > 0 {
+			t.Errorf("failures: %v", failures)
+		}
+	}()
+	withMount(t, "/dev/null", there.Name(), "g", func(guest *os.Root) error {
+		close(push)
+		<-pushed
+		if got, err := guest.ReadFile("g"); err != nil || len(got) > 0 {
+			t.Errorf("the guest reads %q, %v", got, err)
+		}
+		return nil
+	})
+	if got, err := there.ReadFile("g"); err != nil || string(got) != "another" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 // TestUnmounted has what was mounted from the beginning be there no more.
 func TestUnmounted(t *testing.T) {
 	base := side{"a": "1"}
