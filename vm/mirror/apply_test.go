@@ -242,8 +242,8 @@ func TestEndsHalfway(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	here := openRoot(t)
-	changes := pullAll(t, here, there)
+	t.Cleanup(func() { _ = there.Chmod("d/e", 0o700) })
+	changes := pullAll(t, openRoot(t), there)
 	var stream bytes.Buffer
 	if err := Send(t.Context(), there, changes, &stream); err != nil {
 		t.Fatal(err)
@@ -260,6 +260,7 @@ func TestEndsHalfway(t *testing.T) {
 		},
 	} {
 		to := openRoot(t)
+		t.Cleanup(func() { _ = to.Chmod("d/e", 0o700) })
 		if err := attempt(to); err == nil {
 			t.Error("it did not end")
 		}
