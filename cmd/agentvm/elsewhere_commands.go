@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/mirror"
+	"github.com/agentvm/agentvm/vm/remote"
 )
 
 // unknown is the state of a machine whose host does not answer.
@@ -70,6 +72,9 @@ func (e *elsewhere) status(cmd *cobra.Command, args []string) error {
 func (e *elsewhere) down(cmd *cobra.Command) error {
 	ctx := cmd.Context()
 	conn, err := e.dial(ctx, e.app.mayAsk())
+	if errors.Is(err, remote.ErrConnection) {
+		return vm.WithHint(err, vm.Hint(err)+"; if that host is gone for good, rm -r "+e.dir+" forgets the machine")
+	}
 	if err != nil {
 		return err
 	}
@@ -84,21 +89,38 @@ func (e *elsewhere) down(cmd *cobra.Command) error {
 	if code != exitOK && code != exitNotFound {
 		return remoteExit(code)
 	}
-	ctx = context.WithoutCancel(ctx)
-	if err := e.sync(ctx, conn, mirror.KeepBoth, false); err != nil {
-		return unreachable(err)
-	}
-	e.app.name = "" // is there another that shares the copy?
-	if _, _, err := e.look(ctx, conn); !errors.Is(err, vm.ErrNotFound) {
-		return nil
-	}
-	if err := e.forget(ctx, conn); err != nil {
+	ctx, stop := again(ctx)
+	defer stop()
+	if err := e.locked(ctx, func() error { return e.bringHome(ctx, conn) }); err != nil {
 		return unreachable(err)
 	}
 	if code != exitOK {
 		return remoteExit(code)
 	}
 	return nil
+}
+
+// bringHome forgets the copy of the workspace, unless another machine has it or
+// something in it is not here.
+func (e *elsewhere) bringHome(ctx context.Context, conn *remote.Conn) error {
+	left, err := e.inStep(ctx, conn, mirror.KeepBoth, false)
+	if err == nil && len(left.Changed) > 0 { // meanwhile
+		left, err = e.inStep(ctx, conn, mirror.KeepBoth, false)
+	}
+	if err != nil {
+		return err
+	}
+	e.app.name = "" // is there another that shares the copy?
+	if _, _, err := e.look(ctx, conn); err == nil {
+		return nil
+	} else if !errors.Is(err, vm.ErrNotFound) {
+		return fmt.Errorf("the copy of the workspace stays on %s: %w", e.host.Address(), err)
+	}
+	if only := slices.Concat(left.Changed, left.There); len(only) > 0 {
+		return vm.WithHint(fmt.Errorf("the copy of the workspace stays on %s, because this of it is not here: %s", e.host.Address(), remote.List(only)),
+			"agentvm down tries again; what cannot be copied is in ~/.local/state/agentvm/remote/"+e.record.Copy.ID+" there")
+	}
+	return e.forget(ctx, conn)
 }
 
 // noteElsewhere says which machines are not among all of this host's.

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -86,7 +88,10 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 		e.learn(ctx, conn)
 	}
 	if w.after {
-		err = e.sync(context.WithoutCancel(ctx), conn, mirror.KeepBoth, false)
+		// A Ctrl-C was that command's; another one is for this.
+		rest, stop := again(ctx)
+		err = e.sync(rest, conn, mirror.KeepBoth, false)
+		stop()
 	}
 	if code != exitOK {
 		if err != nil {
@@ -95,6 +100,11 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 		return remoteExit(code)
 	}
 	return unreachable(err)
+}
+
+// again is a context for what follows a command that the signals were for.
+func again(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(context.WithoutCancel(ctx), os.Interrupt, syscall.SIGTERM)
 }
 
 // request is this command line, for the other side.
@@ -181,11 +191,24 @@ func (e *elsewhere) sendImage(ctx context.Context, cmd *cobra.Command, conn *rem
 // sync brings the workspace and its copy in step. full also tells what stays
 // where it is.
 func (e *elsewhere) sync(ctx context.Context, conn *remote.Conn, keep mirror.Keep, full bool) error {
+	return e.locked(ctx, func() error {
+		_, err := e.inStep(ctx, conn, keep, full)
+		return err
+	})
+}
+
+// locked runs do while no other command keeps the workspace in step.
+func (e *elsewhere) locked(ctx context.Context, do func() error) error {
 	lock := flock.New(filepath.Join(e.dir, "lock"), flock.SetPermissions(0o600))
 	if _, err := lock.TryLockContext(ctx, 50*time.Millisecond); err != nil {
 		return fmt.Errorf("wait for another command that keeps the workspace in step: %w", err)
 	}
 	defer lock.Close()
+	return do()
+}
+
+// inStep is sync under the lock.
+func (e *elsewhere) inStep(ctx context.Context, conn *remote.Conn, keep mirror.Keep, full bool) (remote.InStep, error) {
 	w := remote.Workspace{Dir: e.record.Workspace, State: e.dir, Copy: e.record.Copy, Guarded: e.guarded()}
 	result, err := w.Sync(ctx, conn, keep)
 	if result.Gone {
@@ -194,13 +217,16 @@ func (e *elsewhere) sync(ctx context.Context, conn *remote.Conn, keep mirror.Kee
 	if full && len(result.Left) > 0 {
 		e.app.noteLine("neither files, directories nor links, or mounted, above 64 GiB, not to be read or with odd names, and stay here: %s", remote.List(result.Left))
 	}
+	if full && len(result.There) > 0 {
+		e.app.noteLine("the same of what is on %s, and stays there: %s", e.host.Address(), remote.List(result.There))
+	}
 	if len(result.Changed) > 0 {
 		e.app.noteLine("changed while they were copied, and are left for the next time: %s", remote.List(result.Changed))
 	}
 	if e.app.verbose && result.Pushed+result.Pulled > 0 {
 		e.app.noteLine("workspace: %d paths to %s, %d from there", result.Pushed, e.host.Address(), result.Pulled)
 	}
-	return err
+	return result, err
 }
 
 // look asks the host how the machine is.
@@ -218,6 +244,7 @@ func (e *elsewhere) look(ctx context.Context, conn *remote.Conn) (view, int, err
 	code, err := conn.Run(ctx, remote.Request{Copy: e.record.Copy, Config: config, Args: args, Dir: "."}, remote.Streams{In: strings.NewReader(""), Out: &out, Err: &said})
 	if err == nil && code == exitOK {
 		err = json.Unmarshal(out.Bytes(), &v)
+		remote.Printable(&v)
 	}
 	if err == nil && code != exitOK {
 		err = problemOf(said.Bytes(), code)

@@ -117,6 +117,7 @@ func (a *app) checkElsewhere(ctx context.Context, p lifecycle.Project, e *elsewh
 	if err != nil {
 		f.Status, f.Detail, f.Fix = vm.FindingFail, err.Error(), vm.Hint(err)
 	}
+	remote.Printable(&there)
 	for i := range there {
 		there[i].Name = e.host.Address() + ": " + there[i].Name
 	}

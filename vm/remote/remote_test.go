@@ -8,9 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
@@ -319,12 +322,57 @@ func TestSync(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	holds(there, "a", "mine")
+	// Nor is one that was, though the word of it was lost or it was begun to be deleted.
+	again := func(harm func() error) {
+		t.Helper()
+		if err := harm(); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := sync(""); err != nil || !r.Gone || r.Pulled != 0 {
+			t.Errorf("%+v, %v", r, err)
+		}
+		holds(w.Dir, "b", "mine")
+		holds(there, "b", "mine")
+	}
+	again(func() error {
+		_, err := Do[scanned](t.Context(), c, look{Copy: w.Copy}, opScan)
+		return errors.Join(os.RemoveAll(filepath.Dir(there)), err)
+	})
+	again(func() error {
+		err := os.RemoveAll(there)
+		_, lost := Do[scanned](t.Context(), c, look{Copy: w.Copy}, opScan)
+		return errors.Join(err, lost)
+	})
+	again(func() error {
+		return errors.Join(os.Remove(filepath.Join(filepath.Dir(there), madeFile)), os.Remove(filepath.Join(there, "b")))
+	})
+	if err := unix.Mkfifo(filepath.Join(there, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := sync(""); err != nil || !slices.Equal(r.There, []string{"pipe"}) {
+		t.Errorf("%+v, %v", r, err)
+	}
 	if err := os.Remove(filepath.Join(w.State, baseFile)); err != nil {
 		t.Fatal(err)
 	}
 	write(there, "a", "theirs")
 	if _, err := sync(""); !errors.Is(err, ErrConflict) {
 		t.Errorf("without a base: %v", err)
+	}
+	state := filepath.Join(f.dir, "home/state")
+	store := instance.Store{Dirs: instance.Dirs{State: state, Cache: t.TempDir(), Run: t.TempDir()}}
+	inst, err := store.Create("m")
+	if err == nil {
+		err = inst.WriteSpec(instance.Spec{Name: "m", ID: "01234567-89ab-cdef-0123-456789abcdef", Workspace: there})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Forget(t.Context(), w.Copy); !errors.Is(err, vm.ErrUsage) {
+		t.Errorf("a copy that a machine has: %v", err)
+	}
+	if err := inst.Remove(); err != nil {
+		t.Fatal(err)
 	}
 	if err := c.Forget(t.Context(), w.Copy); err != nil {
 		t.Error(err)
@@ -384,5 +432,23 @@ func TestFrames(t *testing.T) {
 	err := ProblemOf(vm.WithHint(vm.Classify(vm.ErrHost, errors.New("a\x1b[2Jb")), "do\x07 it")).Err()
 	if !errors.Is(err, vm.ErrHost) || err.Error() != "ab" || vm.Hint(err) != "do it" {
 		t.Errorf("%v, %q", err, vm.Hint(err))
+	}
+}
+
+// TestPrintable: another host does not drive the terminal.
+func TestPrintable(t *testing.T) {
+	type inner struct{ Text string }
+	v := struct {
+		Name  string
+		List  []inner
+		Map   map[string]inner
+		Other *inner
+		None  *inner
+		N     int
+		at    time.Time
+	}{"a\x1b[2Jb", []inner{{"\x1b]0;x\x07c"}}, map[string]inner{"k": {"d\x07"}}, &inner{"e\r"}, nil, 7, time.Now()}
+	Printable(&v)
+	if v.Name != "ab" || v.List[0].Text != "c" || v.Map["k"].Text != "d" || v.Other.Text != "e" || v.N != 7 {
+		t.Errorf("%+v", v)
 	}
 }

@@ -60,6 +60,9 @@ func (s Side) prepare(r Request) (string, error) {
 	}
 	s.sweep()
 	if len(r.Config) > 0 {
+		if err := os.MkdirAll(dir, 0o700); err != nil { // nothing has been copied yet
+			return "", fmt.Errorf("keep the machine's configuration: %w", err)
+		}
 		if err := renameio.WriteFile(filepath.Join(dir, ConfigFile), r.Config, 0o600); err != nil {
 			return "", fmt.Errorf("keep the machine's configuration: %w", err)
 		}

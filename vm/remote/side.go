@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+
+	"github.com/google/renameio/v2"
 
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
@@ -40,7 +43,8 @@ type look struct {
 type scanned struct {
 	Manifest mirror.Manifest `json:"manifest,omitempty"`
 	Known    bool            `json:"known,omitempty"` // it is the one that was known
-	New      bool            `json:"new,omitempty"`   // it was made just now
+	Made     string          `json:"made"`            // the copy's identity; another one is another copy
+	Odd      []string        `json:"odd,omitempty"`   // what cannot be copied
 }
 
 // transfer is what is to be done to a copy, or fetched from it.
@@ -132,9 +136,8 @@ func (s Side) scan(ctx context.Context, l look) (scanned, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return scanned{}, fmt.Errorf("make a copy of the workspace: %w", err)
 	}
-	err = os.Mkdir(filepath.Join(dir, c.Name), 0o755)
-	fresh := err == nil
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	made, err := identity(dir, c.Name)
+	if err != nil {
 		return scanned{}, fmt.Errorf("make a copy of the workspace: %w", err)
 	}
 	root, _, err := s.workspace(c)
@@ -143,10 +146,47 @@ func (s Side) scan(ctx context.Context, l look) (scanned, error) {
 	}
 	defer root.Close()
 	m, err := scanKnown(ctx, root, filepath.Join(dir, knownFile))
-	if err != nil || m.Sum() == l.Sum {
-		return scanned{Known: true, New: fresh}, err
+	if err != nil {
+		return scanned{}, err
 	}
-	return scanned{Manifest: m.Plain(), New: fresh}, nil
+	told := scanned{Made: made, Known: m.Sum() == l.Sum}
+	if !told.Known {
+		told.Manifest = m.Plain()
+	}
+	for p, e := range m {
+		if e.Kind == mirror.Other {
+			told.Odd = append(told.Odd, p)
+		}
+	}
+	return told, nil
+}
+
+// madeFile holds a copy's identity, beside it.
+const madeFile = "made"
+
+// identity is that of the copy in dir, which is made if it is not there. What
+// is missing in a copy was deleted in it only if it is still the same one: so a
+// new one gets its identity before it is there.
+func identity(dir, name string) (string, error) {
+	file := filepath.Join(dir, madeFile)
+	_, missing := os.Lstat(filepath.Join(dir, name))
+	data, err := os.ReadFile(file)
+	if missing == nil && err == nil && len(data) > 0 {
+		return string(data), nil
+	}
+	for _, err := range []error{missing, err} {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+	}
+	made := rand.Text()
+	if err := renameio.WriteFile(file, []byte(made), 0o600); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	return made, nil
 }
 
 func (s Side) change(ctx context.Context, in io.Reader, out io.Writer) error {
@@ -179,13 +219,43 @@ func (s Side) begin(in io.Reader) (t transfer, root *os.Root, err error) {
 	return t, root, err
 }
 
-// forget deletes a copy.
+// removedSuffix marks a copy on its way out.
+const removedSuffix = ".removed-"
+
+// forget deletes a copy that no machine has. It is out of the way before
+// anything in it is deleted.
 func (s Side) forget(c Copy) error {
 	dir, err := s.dir(c)
 	if err != nil {
 		return err
 	}
-	return tree.Remove(dir)
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return s.sweepCopies()
+	}
+	ws, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return fmt.Errorf("look at the copy of the workspace: %w", err)
+	}
+	machines, err := instance.Store{Dirs: s.Dirs}.ForWorkspace(filepath.Join(ws, c.Name))
+	if err != nil {
+		return err
+	}
+	if len(machines) > 0 {
+		return vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q still has the copy of the workspace", machines[0].Name)), "agentvm down deletes it")
+	}
+	if err := os.Rename(dir, dir+removedSuffix+rand.Text()); err != nil {
+		return fmt.Errorf("remove the copy of the workspace: %w", err)
+	}
+	return s.sweepCopies()
+}
+
+// sweepCopies deletes the copies that are on their way out.
+func (s Side) sweepCopies() (err error) {
+	found, _ := filepath.Glob(filepath.Join(s.Dirs.State, "remote", "*"+removedSuffix+"*"))
+	for _, dir := range found {
+		err = errors.Join(err, tree.Remove(dir))
+	}
+	return err
 }
 
 func (s Side) hasImage(id string) (bool, error) {

@@ -38,6 +38,7 @@ type InStep struct {
 	Pushed, Pulled int      // paths
 	Left           []string // what cannot be copied and stays here
 	Changed        []string // what changed while it was copied, and is the next one's
+	There          []string // what cannot be copied and is only there
 	Gone           bool     // there was a copy, and is none any more: it was made anew
 }
 
@@ -64,13 +65,14 @@ func (w Workspace) Sync(ctx context.Context, c *Conn, keep mirror.Keep) (InStep,
 	if err != nil {
 		return result, fmt.Errorf("look at the workspace: %w", err)
 	}
-	base, err := readManifest(filepath.Join(w.State, baseFile))
+	known, err := readJSON[base](filepath.Join(w.State, baseFile))
 	if err != nil {
 		return result, err
 	}
-	seen, err := Do[scanned](ctx, c, look{w.Copy, base.Sum()}, opScan)
+	same := known.Paths
+	seen, err := Do[scanned](ctx, c, look{w.Copy, same.Sum()}, opScan)
 	if seen.Known {
-		seen.Manifest = base
+		seen.Manifest = same
 	}
 	if err == nil {
 		err = seen.Manifest.Check()
@@ -78,12 +80,12 @@ func (w Workspace) Sync(ctx context.Context, c *Conn, keep mirror.Keep) (InStep,
 	if err != nil {
 		return result, fmt.Errorf("look at the workspace on %s: %w", c.host.Address(), err)
 	}
-	if seen.New { // nothing in it was deleted by anybody
-		result.Gone = len(base) > 0
-		base = nil
+	if seen.Made != known.Made { // nothing in it was deleted by anybody
+		result.Gone = len(same) > 0
+		same = nil
 	}
-	plan := mirror.Compare(base, here, seen.Manifest, keep, w.Guarded)
-	failures, err := w.carryOut(ctx, c, root, plan)
+	plan := mirror.Compare(same, here, seen.Manifest, keep, w.Guarded)
+	failures, err := w.carryOut(ctx, c, root, plan, seen.Made)
 	if err != nil {
 		return result, fmt.Errorf("bring the workspace in step with %s: %w", c.host.Address(), err)
 	}
@@ -93,7 +95,9 @@ func (w Workspace) Sync(ctx context.Context, c *Conn, keep mirror.Keep) (InStep,
 			result.Left = append(result.Left, p)
 		}
 	}
+	result.There = slices.DeleteFunc(seen.Odd, func(p string) bool { return here[p] != nil })
 	slices.Sort(result.Left)
+	slices.Sort(result.There)
 	for _, f := range failures {
 		if f.Changed {
 			result.Changed = append(result.Changed, f.Path)
@@ -104,10 +108,11 @@ func (w Workspace) Sync(ctx context.Context, c *Conn, keep mirror.Keep) (InStep,
 }
 
 // carryOut does what the plan says, and notes what is the same afterwards.
-func (w Workspace) carryOut(ctx context.Context, c *Conn, root *os.Root, plan mirror.Plan) ([]mirror.Failure, error) {
+func (w Workspace) carryOut(ctx context.Context, c *Conn, root *os.Root, plan mirror.Plan, made string) ([]mirror.Failure, error) {
 	// What fails halfway is the same on both sides or not, which the next
 	// comparison sees.
-	if err := writeManifest(filepath.Join(w.State, baseFile), plan.Base); err != nil {
+	keep := func() error { return writeJSON(filepath.Join(w.State, baseFile), base{made, plan.Base}) }
+	if err := keep(); err != nil {
 		return nil, err
 	}
 	failures, err := w.push(ctx, c, root, plan.Push)
@@ -120,8 +125,15 @@ func (w Workspace) carryOut(ctx context.Context, c *Conn, root *os.Root, plan mi
 		return nil, err
 	}
 	mirror.Done(plan.Base, plan.Pull, more)
-	return append(failures, more...), writeManifest(filepath.Join(w.State, baseFile), plan.Base)
+	return append(failures, more...), keep()
 }
+
+// base is what was last the same on both sides.
+type base struct {
+	Made  string          `json:"made"` // the identity of the copy
+	Paths mirror.Manifest `json:"paths"`
+}
+
 
 func (w Workspace) push(ctx context.Context, c *Conn, root *os.Root, changes []mirror.Change) ([]mirror.Failure, error) {
 	if len(changes) == 0 {
@@ -210,26 +222,30 @@ func scanKnown(ctx context.Context, root *os.Root, file string) (mirror.Manifest
 	if err != nil {
 		return nil, err
 	}
-	return m, writeManifest(file, m)
+	return m, writeJSON(file, m)
 }
 
 func readManifest(file string) (mirror.Manifest, error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	var m mirror.Manifest
-	if err == nil {
-		err = json.Unmarshal(data, &m)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read what is known of the workspace: %s: %w", file, err)
-	}
-	return m, nil
+	return readJSON[mirror.Manifest](file)
 }
 
-func writeManifest(file string, m mirror.Manifest) error {
-	data, err := json.Marshal(m)
+// readJSON reads what is known of a workspace; of what is not there, nothing.
+func readJSON[T any](file string) (v T, err error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &v)
+	}
+	if err != nil {
+		return v, fmt.Errorf("read what is known of the workspace: %s: %w", file, err)
+	}
+	return v, nil
+}
+
+func writeJSON(file string, v any) error {
+	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
