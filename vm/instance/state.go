@@ -74,6 +74,9 @@ type Status struct {
 	// RestoreFailed is set when a failure was one to go on from a saved state,
 	// so that booting instead may succeed.
 	RestoreFailed bool `json:"restoreFailed,omitempty"`
+	// PlugFailed is set when that was for a device of the host's, and no fault of
+	// the saved state's.
+	PlugFailed bool `json:"plugFailed,omitempty"`
 	// Provisioned is set once the commands of provision.run have succeeded.
 	Provisioned bool `json:"provisioned,omitempty"`
 }

@@ -26,7 +26,7 @@ type Devices struct {
 // Waits that devices make longer.
 const (
 	bootPerMappedGiB = time.Second      // mapping a large card's memory takes a guest long
-	bootPerDevice    = 90 * time.Second // its driver starts while a restored guest is waited for
+	bootPerDevice    = 2 * time.Minute  // its driver starts while a restored guest is waited for
 	deviceSlack      = 90 * time.Second // until the host's driver has its card again
 )
 

@@ -208,9 +208,7 @@ func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan
 		if err == nil || ctx.Err() != nil || !status.RestoreFailed && !errors.Is(err, template.ErrDisk) {
 			return spec, status, err
 		}
-		why := cmp.Or(status.Reason, err.Error())
-		report.Note("%q could not go on from template %s, which is deleted: it boots instead (%s)", inst.Name, from.ID, why)
-		if err := m.Templates.Remove(from); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := m.giveUp(inst, from, status, cmp.Or(status.Reason, err.Error()), report); err != nil {
 			return spec, status, err
 		}
 		if err := discardDisk(inst); err != nil {
@@ -219,6 +217,19 @@ func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan
 	}
 	status, err := m.attempt(ctx, inst, plan.spec, plan, nil, begun, report)
 	return plan.spec, status, err
+}
+
+// giveUp says why the machine boots, and deletes the template unless it is sound.
+func (m *Manager) giveUp(inst *instance.Instance, from *template.Template, status instance.Status, why string, report Report) error {
+	if status.PlugFailed {
+		report.Note("%q boots instead of going on from template %s (%s)", inst.Name, from.ID, why)
+		return nil
+	}
+	report.Note("%q could not go on from template %s, which is deleted: it boots instead (%s)", inst.Name, from.ID, why)
+	if err := m.Templates.Remove(from); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // attempt makes the machine's files and starts it.

@@ -20,6 +20,7 @@ func Argv(m vm.Machine, caps Caps) ([]string, error) {
 	a.boot(m, caps)
 	a.control(m)
 	a.basics(m, caps)
+	a.panics(m, caps)
 	for i, n := range m.NICs {
 		a.nic(i, n)
 	}
@@ -153,9 +154,17 @@ func (a *args) basics(m vm.Machine, caps Caps) {
 	if caps.HasDevice("vmgenid") {
 		a.option("-device", "vmgenid", "guid", "auto")
 	}
-	if caps.HasDevice("pvpanic-pci") {
-		a.add("-device", "pvpanic-pci")
-		// QEMU tells of a guest's panic; the guest's kernel restarts by itself.
+}
+
+// panics is what is told of a guest's kernel that fails.
+func (a *args) panics(m vm.Machine, caps Caps) {
+	if !caps.HasDevice("pvpanic-pci") {
+		return
+	}
+	a.add("-device", "pvpanic-pci")
+	if m.Boot.Kernel != "" {
+		// Its command line has it start over. A disk's own kernel may just
+		// stop, and its machine ends then.
 		a.option("-action", "", "panic", "none")
 	}
 }

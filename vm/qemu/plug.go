@@ -52,7 +52,7 @@ func PlugDevice(ctx context.Context, mon goqemu.Monitor, i int, s vm.Slot, caps 
 		id := props["id"].(string)
 		delete(props, "id")
 		if err := qmp.DeviceAdd(ctx, mon, functionDriver, id, props); err != nil {
-			return fmt.Errorf("plug in %s: %w", s.Functions[n].Title(), err)
+			return fmt.Errorf("%s: %w", s.Functions[n].Title(), err)
 		}
 	}
 	return nil

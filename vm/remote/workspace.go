@@ -134,7 +134,6 @@ type base struct {
 	Paths mirror.Manifest `json:"paths"`
 }
 
-
 func (w Workspace) push(ctx context.Context, c *Conn, root *os.Root, changes []mirror.Change) ([]mirror.Failure, error) {
 	if len(changes) == 0 {
 		return nil, nil

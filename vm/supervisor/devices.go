@@ -23,6 +23,9 @@ const (
 // errDevices refuses what a machine with devices of the host cannot do.
 var errDevices = errors.New("it has a device of the host, whose state cannot be saved; agentvm snapshot create --disk-only saves its disk")
 
+// errPlug is a device that could not be plugged in.
+var errPlug = errors.New("plug in a device of the host")
+
 // takeDevices takes from the host what the machine is to have to itself.
 func (s *Supervisor) takeDevices(ctx context.Context) (err error) {
 	if !s.spec.Machine.HasDevices() {
@@ -43,7 +46,7 @@ func (s *Supervisor) plugDevices(ctx context.Context) error {
 	defer s.trace("plug", time.Now())
 	for i, slot := range s.spec.Machine.Slots {
 		if err := s.machine.PlugDevice(ctx, i, slot); err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errPlug, err)
 		}
 	}
 	return nil

@@ -185,7 +185,7 @@ func TestDevicesThatCannotBePluggedIn(t *testing.T) {
 			w.devices = &fakeDevices{machine: w.machine.mortal}
 			tt.harm(w)
 			l := begin(t, w, func(s *instance.Spec) { clone(t)(s); withCard(s) })
-			if s := l.until(instance.Failed); !strings.Contains(s.Reason, tt.reason) || s.RestoreFailed != tt.restore {
+			if s := l.until(instance.Failed); !strings.Contains(s.Reason, tt.reason) || s.RestoreFailed != tt.restore || s.PlugFailed != (w.machine.plugErr != nil) {
 				t.Errorf("%+v", s)
 			}
 			if w.devicesErr == nil && (w.devices.releases != 1 || w.devices.early) {

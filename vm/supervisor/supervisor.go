@@ -493,6 +493,7 @@ func (s *Supervisor) fail(err error) {
 	s.change(func(st *instance.Status) {
 		st.TimedOut = errors.Is(err, vm.ErrTimeout)
 		st.RestoreFailed = errors.Is(err, errRestore)
+		st.PlugFailed = errors.Is(err, errPlug)
 	})
 	s.to(instance.Failed, strings.TrimSpace(err.Error()))
 }
