@@ -195,6 +195,13 @@ func (f far) workspace(t *testing.T) {
 	if o := f.runIn(f.dir, "", "exec", "--", "sudo", "sh", "-c", "echo x >keep"); o.code == 0 {
 		t.Error("the guest's root could write to what is protected")
 	}
+	f.write(f.at("keep"), "anew\n")
+	f.write(f.at("secret.env"), "TOKEN=2\n")
+	if o := f.runIn(f.dir, "", "exec", "--", "sh", "-c", "cat keep secret.env; sudo sh -c 'echo x >keep'"); o.code == 0 || o.stdout != "anew\n" {
+		t.Errorf("after they have changed here, the guest's root has %q of what is protected and hidden, and its writing ends with %d", o.stdout, o.code)
+	}
+	f.content(f.copy("secret.env"), "TOKEN=2\n")
+	f.content(f.at("keep"), "anew\n")
 	// The guest puts a link where a directory of the host's user was.
 	secret := filepath.Join(f.home, "w", "secret")
 	if err := os.Mkdir(secret, 0o755); err != nil {

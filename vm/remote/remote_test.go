@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -349,7 +348,8 @@ func TestSync(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(there, "pipe"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := sync(""); err != nil || !slices.Equal(r.There, []string{"pipe"}) {
+	write(there, "b\xff", "theirs")
+	if r, err := sync(""); err != nil || len(r.There) != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	if err := os.Remove(filepath.Join(w.State, baseFile)); err != nil {

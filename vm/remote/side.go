@@ -44,7 +44,7 @@ type scanned struct {
 	Manifest mirror.Manifest `json:"manifest,omitempty"`
 	Known    bool            `json:"known,omitempty"` // it is the one that was known
 	Made     string          `json:"made"`            // the copy's identity; another one is another copy
-	Odd      []string        `json:"odd,omitempty"`   // what cannot be copied
+	Odd      []string        `json:"odd,omitempty"`   // what cannot be copied and has content
 }
 
 // transfer is what is to be done to a copy, or fetched from it.
@@ -154,11 +154,18 @@ func (s Side) scan(ctx context.Context, l look) (scanned, error) {
 		told.Manifest = m.Plain()
 	}
 	for p, e := range m {
-		if e.Kind == mirror.Other {
+		if e.Kind == mirror.Other && !hollow(root, p) {
 			told.Odd = append(told.Odd, p)
 		}
 	}
 	return told, nil
+}
+
+// hollow reports whether nothing is lost with what lies at a path: a pipe, a
+// socket or a device.
+func hollow(root *os.Root, path string) bool {
+	fi, err := root.Lstat(path)
+	return err == nil && fi.Mode()&(fs.ModeNamedPipe|fs.ModeSocket|fs.ModeDevice) != 0
 }
 
 // madeFile holds a copy's identity, beside it.

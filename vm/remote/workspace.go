@@ -185,7 +185,7 @@ func conflicts(paths []string) error {
 		return nil
 	}
 	return vm.WithHint(fmt.Errorf("%w, and left as it is on both sides: %s", ErrConflict, List(paths)),
-		"agentvm sync --keep here (or there) takes one side's version of these")
+		"agentvm sync --keep here (or there) takes one side's version of these; what protect and hide name is only ever taken from here")
 }
 
 func failed(failures []mirror.Failure) error {
