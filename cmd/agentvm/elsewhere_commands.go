@@ -118,9 +118,13 @@ func (e *elsewhere) bringHome(ctx context.Context, conn *remote.Conn) error {
 	}
 	if only := slices.Concat(left.Changed, left.There); len(only) > 0 {
 		return vm.WithHint(fmt.Errorf("the copy of the workspace stays on %s, because this of it is not here: %s", e.host.Address(), remote.List(only)),
-			"agentvm down tries again; what cannot be copied is in ~/.local/state/agentvm/remote/"+e.record.Copy.ID+" there")
+			"save it from STATE/remote/"+e.record.Copy.ID+" there (docs/internals.md says where STATE is) and delete it; then agentvm down deletes the rest")
 	}
-	return e.forget(ctx, conn)
+	if err := e.forget(ctx, conn); err != nil {
+		return err
+	}
+	e.app.noteLine("the copy of the workspace on %s is deleted", e.host.Address())
+	return nil
 }
 
 // noteElsewhere says which machines are not among all of this host's.

@@ -18,7 +18,6 @@ import (
 	"github.com/gofrs/flock"
 	"github.com/spf13/cobra"
 
-	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/lifecycle"
 	"github.com/agentvm/agentvm/vm/mirror"
@@ -218,7 +217,7 @@ func (e *elsewhere) inStep(ctx context.Context, conn *remote.Conn, keep mirror.K
 		e.app.noteLine("neither files, directories nor links, or mounted, above 64 GiB, not to be read or with odd names, and stay here: %s", remote.List(result.Left))
 	}
 	if full && len(result.There) > 0 {
-		e.app.noteLine("the same of what is on %s, and stays there: %s", e.host.Address(), remote.List(result.There))
+		e.app.noteLine("cannot be copied from %s either, and stay there: %s", e.host.Address(), remote.List(result.There))
 	}
 	if len(result.Changed) > 0 {
 		e.app.noteLine("changed while they were copied, and are left for the next time: %s", remote.List(result.Changed))
@@ -300,8 +299,6 @@ func (a *app) everywhere(ctx context.Context) ([]view, error) {
 
 // lsTimeout is how long ls waits for a host.
 const lsTimeout = 10 * time.Second
-
-func isDiskFile(image string) bool { return images.IsPath(image) }
 
 // isLoopback reports whether a service's target is the dialling host's own.
 func isLoopback(target string) bool {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/agentvm/agentvm/cloudinit"
+	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
@@ -170,7 +171,7 @@ func (e *elsewhere) possible() error {
 	if len(c.Mounts) > 0 {
 		return refuse("put it into the workspace", "mounts: %s is a directory of this host", c.Mounts[0].Source)
 	}
-	if isDiskFile(c.Image) {
+	if images.IsPath(c.Image) {
 		return refuse("use an image of the catalogue", "image: %s is a file of this host", c.Image)
 	}
 	for _, s := range c.Network.Services {

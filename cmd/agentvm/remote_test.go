@@ -171,8 +171,15 @@ func (f far) down(t *testing.T) {
 	f.guest(f.dir, "echo last >last; (sleep 1; echo later >later) >/dev/null 2>&1 &")
 	time.Sleep(2 * time.Second)
 	f.must(f.home, "stop", "day", "--timeout", "5s")
-	f.must(f.dir, "down")
+	odd := f.copy("odd\xff")
+	f.write(odd, "only there\n")
+	f.fails(f.dir, exitFailure, "the copy of the workspace stays on elsewhere, because this of it is not here: ", "down")
+	f.content(odd, "only there\n")
 	f.content(f.at("later"), "later\n")
+	if err := os.Remove(odd); err != nil {
+		t.Fatal(err)
+	}
+	f.fails(f.dir, exitNotFound, "the copy of the workspace on elsewhere is deleted", "down") // the machine was already
 	f.fails(f.dir, exitNotFound, "no virtual machine", "status")
 	left, _ := filepath.Glob(filepath.Join(f.there.home, "state", "remote", "*"))
 	mine, _ := filepath.Glob(filepath.Join(f.home, "state", "elsewhere", "*"))

@@ -14,6 +14,7 @@ import (
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/template"
 )
 
 func oneCard(rom string) []vm.Slot {
@@ -197,5 +198,26 @@ func TestLeftDevicesAreTakenBack(t *testing.T) {
 	}
 	if calls < 2 {
 		t.Error("stop takes nothing back")
+	}
+}
+
+// TestGiveUp: a card that cannot be plugged in is no fault of the template's.
+func TestGiveUp(t *testing.T) {
+	m := testManager(t)
+	m.Templates = template.Store{Dir: t.TempDir()}
+	from := &template.Template{ID: "0123456789ab-1", Dir: filepath.Join(m.Templates.Dir, "0123456789ab-1")}
+	if err := os.Mkdir(from.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	inst := m.Store.Open(filepath.Join(t.TempDir(), "web"))
+	for _, plug := range []bool{true, false} {
+		n := &notes{}
+		if err := m.giveUp(inst, from, instance.Status{RestoreFailed: true, PlugFailed: plug}, "why", n); err != nil {
+			t.Error(err)
+		}
+		_, err := os.Lstat(from.Dir)
+		if there := err == nil; there != plug || len(n.said) != 1 || strings.Contains(n.said[0], "deleted") == plug || !strings.Contains(n.said[0], "why") {
+			t.Errorf("plug failed %v: the template is there %v, %q", plug, there, n.said)
+		}
 	}
 }
