@@ -13,6 +13,7 @@ import (
 // those named in AGENTVM_TEST_AGENTS, apart by commas, or all; otherwise one
 // that starts soon under emulation. The demo has another.
 func TestAgents(t *testing.T) {
+	t.Parallel()
 	set, err := agent.Load()
 	if err != nil {
 		t.Fatal(err)

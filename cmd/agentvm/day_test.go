@@ -171,7 +171,7 @@ func dayWorkspace(t *testing.T, d day) {
 		}
 	}
 	d.write(t, "made", "changed by the host\n")
-	for range 20 { // at once, or as good as
+	for range 200 { // at once, or as good as
 		if h.guest(dir, "cat made") == "changed by the host\n" {
 			break
 		}

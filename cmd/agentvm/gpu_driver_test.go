@@ -15,6 +15,7 @@ import (
 // program says. Baking NVIDIA's and AMD's layers takes long; they are tested when
 // AGENTVM_TEST_DRIVERS names them.
 func TestDriverLayer(t *testing.T) {
+	t.Parallel()
 	testenv.RequireRoot(t) // baking and the general kernel's boot take minutes under emulation
 	h := newHost(t)
 	names := strings.Fields(os.Getenv("AGENTVM_TEST_DRIVERS"))

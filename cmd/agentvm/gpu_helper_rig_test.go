@@ -37,6 +37,7 @@ find . | ./bin/busybox cpio -o -H newc -R 0:0 >../initrd`
 // TestGPUHelperRig: on a real kernel, ordinary users take a card through the
 // real sudo, or are refused.
 func TestGPUHelperRig(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("boots a virtual machine")
 	}

@@ -24,6 +24,7 @@ import (
 // before it had a card: the real supervisor plugs the card into it, the kernel
 // that has been running all along drives it, and it comes back.
 func TestGPUPlugRig(t *testing.T) {
+	t.Parallel()
 	debian, program := rig(t)
 	tree := t.TempDir()
 	innerQEMU(t, tree)

@@ -142,6 +142,7 @@ func bootRig(t *testing.T, limit time.Duration, args ...string) (console string)
 // emulated IOMMU, and gives it back: after it was asked to, while somebody has it
 // open, after kill -9 at each step, and when the host has gone down meanwhile.
 func TestGPURig(t *testing.T) {
+	t.Parallel()
 	debian, program := rig(t)
 	tree := t.TempDir()
 	copyFile(t, program, filepath.Join(tree, "agentvm"))
@@ -197,6 +198,7 @@ func TestGPURig(t *testing.T) {
 // has a driver for that: one that needs the card to write to the machine's memory
 // and to interrupt it.
 func TestGPUMachineRig(t *testing.T) {
+	t.Parallel()
 	debian, program := rig(t)
 	tree := t.TempDir()
 	innerQEMU(t, tree)

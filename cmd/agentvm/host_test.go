@@ -195,7 +195,7 @@ func (h *host) processes() (list []string) {
 func (h *host) nothingLeft() {
 	h.t.Helper()
 	var left []string
-	for range 50 {
+	for range 300 {
 		left = h.processes()
 		mounts, _ := os.ReadFile("/proc/self/mounts")
 		if strings.Contains(string(mounts), h.home) {

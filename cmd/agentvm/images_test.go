@@ -37,6 +37,7 @@ func workday(t *testing.T, h *host, dir string) {
 
 // TestDebian12 is a day with the other image of the catalogue.
 func TestDebian12(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	dir := h.project("old", "version: 1\nimage: debian-12\nagent: {use: shell}\nresources: {memory: 1GiB}\n")
 	if c := h.up(dir); !c.Restored {
@@ -57,11 +58,13 @@ func TestDebian12(t *testing.T) {
 // TestFirmwareBoot runs a Debian of its own making, boot loader and all,
 // where the program knows nothing of what is on the disk.
 func TestFirmwareBoot(t *testing.T) {
+	t.Parallel()
 	testenv.RequireRoot(t) // two boots of a stock Debian take minutes under emulation
 	h := newHost(t)
 	disk := firmwareDisk(t)
 	for _, firmware := range []string{"bios", "uefi"} {
 		t.Run(firmware, func(t *testing.T) {
+			t.Parallel()
 			h := &host{t: t, home: h.home, program: h.program}
 			dir := h.project(firmware, "version: 1\nimage: ./disk.qcow2\nfirmware: "+firmware+"\nresources: {memory: 1GiB, disk: 4GiB}\n")
 			if err := os.Symlink(disk, filepath.Join(dir, "disk.qcow2")); err != nil {

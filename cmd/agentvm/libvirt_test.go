@@ -63,7 +63,7 @@ func TestLibvirt(t *testing.T) {
 		lv.Signal(syscall.SIGSTOP)
 		o := h.must(dir, "stop", "--timeout", "2s")
 		lv.Signal(syscall.SIGCONT)
-		if o.took > 20*time.Second {
+		if o.took > time.Minute {
 			t.Errorf("it took %s", o.took)
 		}
 		libvirtIsEmpty(t, h, lv)
@@ -90,7 +90,7 @@ func TestLibvirt(t *testing.T) {
 	})
 	t.Run("libvirt ends meanwhile", func(t *testing.T) {
 		cmd, out := startCommand(t, h, dir)
-		for range 600 { // until QEMU has been asked for
+		for range 6000 { // until QEMU has been asked for
 			if found, _ := filepath.Glob(filepath.Join(h.home, "run/*/vm/console.sock")); len(found) > 0 {
 				break
 			}
@@ -101,7 +101,7 @@ func TestLibvirt(t *testing.T) {
 		if err := cmd.Wait(); err == nil || !strings.Contains(out.String(), "libvirt") {
 			t.Errorf("start: %v\n%s", err, out)
 		}
-		if took := time.Since(begun); took > 30*time.Second {
+		if took := time.Since(begun); took > time.Minute {
 			t.Errorf("it took %s to fail", took)
 		}
 		h.nothingLeft()
@@ -136,7 +136,7 @@ func TestLibvirt(t *testing.T) {
 	t.Run("libvirt is not there", func(t *testing.T) {
 		lv.Kill(syscall.SIGTERM)
 		o := h.runIn(dir, "", "start")
-		if o.code != exitHost || !strings.Contains(o.stderr, "connect to libvirt at "+lv.URI()) || !strings.Contains(o.stderr, "hint: ") || o.took > 5*time.Second {
+		if o.code != exitHost || !strings.Contains(o.stderr, "connect to libvirt at "+lv.URI()) || !strings.Contains(o.stderr, "hint: ") || o.took > 30*time.Second {
 			t.Errorf("exit code %d after %s\n%s", o.code, o.took, o.stderr)
 		}
 		lv.Start()
@@ -230,7 +230,7 @@ func libvirtIsEmpty(t *testing.T, h *host, lv *testenv.Libvirtd) {
 func noDomains(t *testing.T, lv *testenv.Libvirtd) {
 	t.Helper()
 	var left []string
-	for range 100 {
+	for range 600 {
 		if left = lv.Domains(); len(left) == 0 {
 			break
 		}

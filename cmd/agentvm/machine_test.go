@@ -81,7 +81,7 @@ func TestMachine(t *testing.T) {
 		}
 		go io.Copy(io.Discard, out)
 		var body string
-		for range 100 {
+		for range 600 {
 			if resp, err := http.Get("http://" + address + "/in"); err == nil {
 				b, _ := io.ReadAll(resp.Body)
 				resp.Body.Close()
@@ -179,7 +179,7 @@ func openSSH(t *testing.T, h *host, dir, data string) {
 	work := t.TempDir()
 	sh := func(script string) string {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "sh", "-euc", script)
 		cmd.Dir = work

@@ -25,7 +25,7 @@ func (h *host) pool() (list []spareView) {
 // machine.
 func (h *host) filled(n int) []spareView {
 	h.t.Helper()
-	for range 600 {
+	for range 3000 {
 		if list := h.pool(); len(list) == n {
 			return list
 		}

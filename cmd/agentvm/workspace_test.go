@@ -12,6 +12,7 @@ import (
 // TestWorkspaceCopies: a snapshot of a machine in use with its workspace, put
 // back; and forks that look at the workspace and cannot write to it.
 func TestWorkspaceCopies(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	dir := h.project("p", "version: 1\nname: worker\nresources: {memory: 512MiB}\ngit: {name: Ada}\n")
 	h.up(dir)

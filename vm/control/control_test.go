@@ -21,7 +21,7 @@ import (
 )
 
 // patience is how long a test waits for what happens at once.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // fake is a supervisor that does as the test says.
 type fake struct {

@@ -56,7 +56,7 @@ func (l *decisionLog) add(d Decision) {
 // find waits for a line that matches.
 func (l *decisionLog) find(t testing.TB, what string, match func(Decision) bool) Decision {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		l.mu.Lock()
 		for _, d := range l.lines {
 			if match(d) {
@@ -254,14 +254,14 @@ func (g *testGuest) sendFrame(frame []byte) {
 }
 
 func (g *testGuest) dial(addr netip.Addr, port uint16) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	conn, err := gonet.DialContextTCP(ctx, g.stack, fullAddress(addr, port), ipv4.ProtocolNumber)
 	if err != nil {
 		return nil, err
 	}
 	g.t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	return conn, nil
 }
 
@@ -279,7 +279,7 @@ func (g *testGuest) query(network, name string, qtype uint16) *dns.Msg {
 		g.t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	c := &dns.Conn{Conn: conn}
 	if network == "udp" { // dns.Conn tells packets by net.PacketConn
 		c.Conn = conn.(*gonet.UDPConn)
@@ -332,7 +332,7 @@ func checkLeaks(t testing.TB) {
 	before := ours()
 	t.Cleanup(func() {
 		var after []string
-		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 			if after = ours(); len(after) <= len(before) {
 				return
 			}

@@ -85,7 +85,7 @@ func sameTree(t *testing.T, want, got string) {
 
 func TestCopyTreeBothWays(t *testing.T) {
 	both(t, func(t *testing.T, g *guest, c *Client) {
-		ctx := timeout(t, 30*time.Second)
+		ctx := timeout(t, time.Minute)
 		src := filepath.Join(g.dir, "src tree")
 		makeTree(t, src)
 		var last CopyProgress
@@ -124,7 +124,7 @@ func TestCopyTreeBothWays(t *testing.T) {
 func TestCopyFile(t *testing.T) {
 	g := newGuest(t)
 	c := g.viaProxy()
-	ctx := timeout(t, 30*time.Second)
+	ctx := timeout(t, time.Minute)
 	src := filepath.Join(g.dir, "file")
 	if err := os.WriteFile(src, []byte("content"), 0o640); err != nil {
 		t.Fatal(err)
@@ -182,7 +182,7 @@ func TestDownloadDistrustsTheGuest(t *testing.T) {
 	os.WriteFile(filepath.Join(tree, "fine", "file"), []byte("new"), 0o755|fs.ModeSetuid)
 	os.Chmod(filepath.Join(tree, "fine", "file"), 0o755|fs.ModeSetuid|fs.ModeSetgid)
 
-	err := c.Download(timeout(t, 20*time.Second), "tree", dst, CopyOptions{})
+	err := c.Download(timeout(t, time.Minute), "tree", dst, CopyOptions{})
 	var skipped *SkippedError
 	if !errors.As(err, &skipped) || len(skipped.Entries) != 2 {
 		t.Errorf("got %v", err)
@@ -196,14 +196,14 @@ func TestDownloadDistrustsTheGuest(t *testing.T) {
 	os.Mkdir(filepath.Join(dst, "tree"), 0o755)
 	os.Symlink(outside, filepath.Join(dst, "tree", "into"))
 	os.WriteFile(filepath.Join(tree, "into", "evil"), nil, 0o644)
-	if err := c.Download(timeout(t, 20*time.Second), "tree", dst, CopyOptions{}); err == nil || errors.As(err, &skipped) {
+	if err := c.Download(timeout(t, time.Minute), "tree", dst, CopyOptions{}); err == nil || errors.As(err, &skipped) {
 		t.Errorf("followed a link: %v", err)
 	}
 	os.Remove(filepath.Join(dst, "tree", "into"))
 	os.WriteFile(filepath.Join(outside, "kept"), []byte("old"), 0o644)
 	os.WriteFile(filepath.Join(tree, "kept"), []byte("new"), 0o644)
 	os.Symlink(filepath.Join(outside, "kept"), filepath.Join(dst, "tree", "kept"))
-	c.Download(timeout(t, 20*time.Second), "tree", dst, CopyOptions{})
+	c.Download(timeout(t, time.Minute), "tree", dst, CopyOptions{})
 	if got, _ := os.ReadFile(filepath.Join(outside, "kept")); string(got) != "old" {
 		t.Errorf("wrote through a link: %q", got)
 	}
@@ -218,7 +218,7 @@ func TestUploadDoesNotFollowLinksOutOfTheTree(t *testing.T) {
 	src := filepath.Join(g.dir, "src")
 	os.Mkdir(src, 0o755)
 	os.Symlink("/etc/hostname", filepath.Join(src, "link"))
-	if err := c.Upload(timeout(t, 20*time.Second), src, "copy", CopyOptions{}); err != nil {
+	if err := c.Upload(timeout(t, time.Minute), src, "copy", CopyOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if target, err := os.Readlink(filepath.Join(g.home, "copy", "link")); target != "/etc/hostname" {

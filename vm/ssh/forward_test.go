@@ -43,7 +43,7 @@ func ask(t *testing.T, network, addr, question string) string {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(10 * time.Second))
+	nc.SetDeadline(time.Now().Add(time.Minute))
 	io.WriteString(nc, question)
 	nc.(interface{ CloseWrite() error }).CloseWrite()
 	said, err := io.ReadAll(nc)

@@ -164,7 +164,7 @@ func (g *guest) config() Config {
 // connect is a connection straight to the guest.
 func (g *guest) connect() *Client {
 	g.t.Helper()
-	c, err := Connect(timeout(g.t, 20*time.Second), g.dial, g.config())
+	c, err := Connect(timeout(g.t, time.Minute), g.dial, g.config())
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func (g *guest) proxy(p Proxy) (socket string, up *Client) {
 			if err != nil {
 				g.t.Errorf("serve: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			g.t.Error("the proxy does not stop")
 		}
 		os.RemoveAll(dir)
@@ -214,7 +214,7 @@ func (g *guest) viaProxy() *Client {
 
 func (g *guest) dialProxy(socket string) *Client {
 	g.t.Helper()
-	c, err := DialProxy(timeout(g.t, 10*time.Second), socket, g.hostKey.PublicKey())
+	c, err := DialProxy(timeout(g.t, time.Minute), socket, g.hostKey.PublicKey())
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func output(t testing.TB, c *Client, cmd Command) (stdout, stderr string, status
 	t.Helper()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	status, err := c.Run(timeout(t, 30*time.Second), cmd)
+	status, err := c.Run(timeout(t, time.Minute), cmd)
 	if err != nil {
 		t.Fatalf("run %q %q: %v", cmd.Argv, cmd.Shell, err)
 	}
@@ -256,7 +256,7 @@ func output(t testing.TB, c *Client, cmd Command) (stdout, stderr string, status
 // eventually waits until ok holds.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); {
+	for deadline := time.Now().Add(time.Minute); !ok(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within 10 s: %s", what)
 		}

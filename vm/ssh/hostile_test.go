@@ -94,7 +94,7 @@ func (h hostile) serve(t *testing.T) *Client {
 			go sftp.NewRequestServer(ch, sftp.Handlers{FileList: h, FileGet: h}).Serve()
 		}
 	}()
-	c, err := handshake(timeout(t, 10*time.Second), near, Config{User: "agent", HostKey: hostKey.PublicKey(), KeepAlive: -1})
+	c, err := handshake(timeout(t, time.Minute), near, Config{User: "agent", HostKey: hostKey.PublicKey(), KeepAlive: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestDownloadFromAHostileServer(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			err := c.Download(timeout(t, 10*time.Second), "tree", dst, CopyOptions{})
+			err := c.Download(timeout(t, time.Minute), "tree", dst, CopyOptions{})
 			if errors.Is(err, ErrConnection) {
 				t.Fatal(err)
 			}

@@ -15,7 +15,7 @@ func hungGuest(t *testing.T) (g *guest, c *Client, freeze func()) {
 	t.Helper()
 	g = newGuest(t)
 	stop := make(chan struct{})
-	c, err := Connect(timeout(t, 20*time.Second), func(ctx context.Context) (net.Conn, error) {
+	c, err := Connect(timeout(t, time.Minute), func(ctx context.Context) (net.Conn, error) {
 		nc, err := g.dial(ctx)
 		return &frozen{nc, stop}, err
 	}, g.config())

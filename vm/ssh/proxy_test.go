@@ -53,7 +53,7 @@ func (g *guest) openSSH(socket string) (config string) {
 // command runs a host program and returns its standard output.
 func (g *guest) command(stdin string, argv ...string) string {
 	g.t.Helper()
-	cmd := exec.CommandContext(timeout(g.t, 30*time.Second), argv[0], argv[1:]...)
+	cmd := exec.CommandContext(timeout(g.t, time.Minute), argv[0], argv[1:]...)
 	var out, errOut bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
 	if err := cmd.Run(); err != nil {
@@ -183,7 +183,7 @@ func TestProxyEndsClientsWithTheGuest(t *testing.T) {
 	for range 10 {
 		c := g.dialProxy(socket)
 		all.Go(func() {
-			_, err := c.Run(timeout(t, 20*time.Second), Command{Argv: []string{"sleep", "4714"}})
+			_, err := c.Run(timeout(t, time.Minute), Command{Argv: []string{"sleep", "4714"}})
 			if !errors.Is(err, ErrConnection) {
 				t.Errorf("got %v", err)
 			}

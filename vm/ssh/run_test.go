@@ -84,7 +84,7 @@ func TestRunEnvironmentRefused(t *testing.T) {
 	config := filepath.Join(g.dir, "sshd_config")
 	content, _ := os.ReadFile(config)
 	os.WriteFile(config, bytes.ReplaceAll(content, []byte("AcceptEnv *"), nil), 0o600)
-	_, err := g.viaProxy().Run(timeout(t, 10*time.Second), Command{Argv: []string{"true"}, Env: map[string]string{"TOKEN": "secret"}})
+	_, err := g.viaProxy().Run(timeout(t, time.Minute), Command{Argv: []string{"true"}, Env: map[string]string{"TOKEN": "secret"}})
 	if !errors.Is(err, ErrEnvRefused) || !strings.Contains(err.Error(), "TOKEN") || strings.Contains(err.Error(), "secret") {
 		t.Errorf("got %v", err)
 	}
@@ -101,7 +101,7 @@ func TestRunRejects(t *testing.T) {
 		{Argv: []string{"true"}, Env: map[string]string{"A=B": ""}},
 		{Argv: []string{"true"}, Env: map[string]string{"": ""}},
 	} {
-		if _, err := c.Run(timeout(t, 5*time.Second), cmd); err == nil {
+		if _, err := c.Run(timeout(t, time.Minute), cmd); err == nil {
 			t.Errorf("%.40q %v: accepted", cmd.Argv, cmd.Env)
 		}
 	}
@@ -118,7 +118,7 @@ func TestRunStreams(t *testing.T) {
 		hash := sha256.New()
 		// Hiding the buffer's WriterTo, as a pipe would.
 		in := struct{ io.Reader }{bytes.NewReader(data)}
-		status, err := c.Run(timeout(t, 30*time.Second), Command{Argv: []string{"cat"}, Stdin: in, Stdout: hash})
+		status, err := c.Run(timeout(t, time.Minute), Command{Argv: []string{"cat"}, Stdin: in, Stdout: hash})
 		if err != nil || status.ExitCode() != 0 || !bytes.Equal(hash.Sum(nil), sum[:]) {
 			t.Errorf("8 MiB through cat: %v, %v", status, err)
 		}
@@ -171,7 +171,7 @@ func TestRunOutputError(t *testing.T) {
 	both(t, func(t *testing.T, g *guest, c *Client) {
 		r, w := io.Pipe()
 		r.Close()
-		_, err := c.Run(timeout(t, 10*time.Second), Command{Argv: []string{"yes", "output error"}, Stdout: w})
+		_, err := c.Run(timeout(t, time.Minute), Command{Argv: []string{"yes", "output error"}, Stdout: w})
 		if !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("got %v", err)
 		}
@@ -202,7 +202,7 @@ func TestRunSignals(t *testing.T) {
 		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1} {
 			signals := make(chan os.Signal, 1)
 			out := &trigger{on: "ready", do: func() { signals <- sig }}
-			status, err := c.Run(timeout(t, 10*time.Second), Command{
+			status, err := c.Run(timeout(t, time.Minute), Command{
 				Argv:   []string{"sh", "-c", "trap 'exit 3' USR1; echo ready; while :; do sleep 0.1; done"},
 				Stdout: out, Signals: signals})
 			want := 128 + int(sig)
@@ -255,7 +255,7 @@ func TestRunTerminal(t *testing.T) {
 	both(t, func(t *testing.T, g *guest, c *Client) {
 		resize := make(chan WindowSize, 1)
 		out := &trigger{on: "24 81", do: func() { resize <- WindowSize{99, 33} }}
-		status, err := c.Run(timeout(t, 10*time.Second), Command{
+		status, err := c.Run(timeout(t, time.Minute), Command{
 			Argv: []string{"sh", "-c", `trap 'stty size; exit 5' WINCH; echo $TERM; stty -a | grep -o iutf8; stty size; while :; do sleep 0.1; done`},
 			TTY:  true, Term: "vt100", Size: WindowSize{81, 24}, Resize: resize, Stdout: out})
 		got := strings.ReplaceAll(out.got.String(), "\r", "")
@@ -265,7 +265,7 @@ func TestRunTerminal(t *testing.T) {
 		// A terminal turns ^C into a signal by itself, and ^D into the end.
 		in, typed := io.Pipe()
 		out = &trigger{on: "ready", do: func() { go typed.Write([]byte{3}) }}
-		status, err = c.Run(timeout(t, 10*time.Second), Command{
+		status, err = c.Run(timeout(t, time.Minute), Command{
 			Argv: []string{"sh", "-c", "echo ready; exec sleep 4712"}, TTY: true, Stdin: in, Stdout: out})
 		typed.Close()
 		if err != nil || status.ExitCode() != 130 {

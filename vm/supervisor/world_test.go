@@ -214,7 +214,7 @@ func begin(t *testing.T, w *world, alter func(*instance.Spec)) *life {
 		t.Fatal(err)
 	}
 	id := "01234567-89ab-cdef-0123-456789abcdef"
-	spec := instance.Spec{Name: "test", ID: id, BootTimeout: 5 * time.Second,
+	spec := instance.Spec{Name: "test", ID: id, BootTimeout: time.Minute,
 		Shares: []instance.Share{{Tag: "workspace", Target: "/workspace"}},
 		Guest:  instance.Guest{Directory: "/workspace"},
 		Machine: vm.Machine{Console: inst.Path("console.log"),
@@ -240,7 +240,7 @@ func begin(t *testing.T, w *world, alter func(*instance.Spec)) *life {
 // until waits for a state.
 func (l *life) until(want instance.State) instance.Status {
 	l.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for time.Now().Before(deadline) {
 		s, err := l.inst.Status()
 		if err != nil {
@@ -266,7 +266,7 @@ func (l *life) end() error {
 			l.t.Errorf("the run directory is left: %v", statErr)
 		}
 		return err
-	case <-time.After(15 * time.Second):
+	case <-time.After(time.Minute):
 		l.t.Fatal("the supervisor does not end")
 		return nil
 	}

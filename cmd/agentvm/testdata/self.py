@@ -61,6 +61,6 @@ print(json.dumps({
     "machineID": read("/etc/machine-id"),
     "bootID": read("/proc/sys/kernel/random/boot_id"),
     "hostKey": read("/etc/ssh/ssh_host_ed25519_key.pub"),
-    "servedKey": run("ssh-keyscan", "-t", "ed25519", "127.0.0.1").split("\n")[-1].removeprefix("127.0.0.1 "),
+    "servedKey": run("ssh-keyscan", "-T", "120", "-t", "ed25519", "127.0.0.1").split("\n")[-1].removeprefix("127.0.0.1 "),
     "authorizedKeys": read("/home/agent/.ssh/authorized_keys").split("\n"),
 }))
