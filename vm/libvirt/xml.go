@@ -203,8 +203,8 @@ func devices(m vm.Machine, c Config) *libvirtxml.DomainDeviceList {
 			Target: &libvirtxml.DomainSerialTarget{Type: "isa-serial", Port: &port},
 		}},
 		// Never inflated; it tells the host which memory the guest has freed.
-		MemBalloon: &libvirtxml.DomainMemBalloon{Model: "virtio-non-transitional", FreePageReporting: "on"},
-		RNGs:       []libvirtxml.DomainRNG{{Model: "virtio-non-transitional", Backend: &libvirtxml.DomainRNGBackend{BuiltIn: &libvirtxml.DomainRNGBackendBuiltIn{}}}},
+		MemBalloon: &libvirtxml.DomainMemBalloon{Model: "virtio-non-transitional", FreePageReporting: "on", Address: rootBus(balloonSlot)},
+		RNGs:       []libvirtxml.DomainRNG{{Model: "virtio-non-transitional", Backend: &libvirtxml.DomainRNGBackend{BuiltIn: &libvirtxml.DomainRNGBackendBuiltIn{}}, Address: rootBus(rngSlot)}},
 		Panics:     []libvirtxml.DomainPanic{{Model: "isa"}},
 	}
 	for i, d := range m.Disks {
@@ -233,15 +233,29 @@ func disk(i int, d vm.Disk) libvirtxml.DomainDisk {
 	} else {
 		x.Driver.DetectZeros = "unmap"
 	}
+	if slot := uint(diskSlot + i); slot < nicSlot {
+		x.Address = rootBus(slot)
+	}
 	if i == 0 {
 		x.Boot = &libvirtxml.DomainDeviceBoot{Order: 1}
 	}
 	return x
 }
 
-// nicSlot is the first slot of the root bus for network cards. libvirt, which
-// gives out slots from below, does not know of them.
-const nicSlot = 0x10
+// Slots of the root bus for what a machine keeps, as package qemu has it. libvirt
+// would give each a port, which costs a guest's firmware and kernel time. Ports
+// come from below, and libvirt does not know of the network cards.
+const (
+	balloonSlot = 0x6
+	rngSlot     = 0x7
+	diskSlot    = 0x8  // the first disk's; one that finds no room gets a port
+	nicSlot     = 0x10 // the first network card's
+)
+
+func rootBus(slot uint) *libvirtxml.DomainAddress {
+	bus, function := uint(0), uint(0)
+	return &libvirtxml.DomainAddress{PCI: &libvirtxml.DomainAddressPCI{Bus: &bus, Slot: &slot, Function: &function}}
+}
 
 // commandline is what libvirt has no element for: a network card whose frames
 // go to a unix stream socket, and the parts of a PC that are better left out.
