@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -42,7 +41,7 @@ type Libvirtd struct {
 	t    testing.TB
 	dir  string
 	keep *exec.Cmd
-	said bytes.Buffer
+	said string // the file with what it says
 }
 
 // StartLibvirtd starts one; programs under test find it through URI.
@@ -56,9 +55,14 @@ func StartLibvirtd(t testing.TB) *Libvirtd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &Libvirtd{t: t, dir: dir}
+	l := &Libvirtd{t: t, dir: dir, said: filepath.Join(dir, "said")}
 	l.keep = exec.Command("/proc/self/exe", libvirtdArg, dir)
-	l.keep.Stdout, l.keep.Stderr = &l.said, &l.said
+	log, err := os.Create(l.said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	l.keep.Stdout, l.keep.Stderr = log, log
 	l.keep.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + dir, "LC_ALL=C.UTF-8"}
 	for _, name := range []string{"RUNTIME", "CACHE", "CONFIG", "DATA"} {
 		sub := filepath.Join(dir, strings.ToLower(name))
@@ -144,7 +148,7 @@ func (l *Libvirtd) Kill(sig syscall.Signal) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	l.t.Fatalf("libvirtd does not end\n%s", l.said.String())
+	l.t.Fatalf("libvirtd does not end\n%s", l.log())
 }
 
 // Start lets libvirtd run again.
@@ -177,24 +181,33 @@ func (l *Libvirtd) pid() (pid int) {
 
 func (l *Libvirtd) held() string { return filepath.Join(l.dir, "held") }
 
+// log is what it has said so far.
+func (l *Libvirtd) log() []byte {
+	text, err := os.ReadFile(l.said)
+	if err != nil {
+		l.t.Error(err)
+	}
+	return text
+}
+
 // await waits until it answers.
 func (l *Libvirtd) await() {
 	l.t.Helper()
 	var out []byte
 	var err error
-	for range 300 {
+	for range 600 {
 		if out, err = exec.Command("virsh", "-c", l.URI(), "version").CombinedOutput(); err == nil {
 			return
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	l.t.Fatalf("libvirtd does not answer: %v\n%s%s", err, out, l.said.String())
+	l.t.Fatalf("libvirtd does not answer: %v\n%s%s", err, out, l.log())
 }
 
 func (l *Libvirtd) end() {
 	_ = l.keep.Process.Signal(syscall.SIGTERM)
 	if err := l.keep.Wait(); err != nil {
-		l.t.Errorf("libvirtd: %v\n%s", err, l.said.String())
+		l.t.Errorf("libvirtd: %v\n%s", err, l.log())
 	}
 	if err := os.RemoveAll(l.dir); err != nil {
 		l.t.Error(err)
