@@ -25,12 +25,13 @@ func BenchmarkLibvirt(b *testing.B) {
 	lv.Virsh("domcapabilities", "--virttype", "qemu")   // and libvirt's own
 	const rounds = 3
 	for b.Loop() {
-		up, qemu, stop := map[string][]time.Duration{}, map[string][]time.Duration{}, map[string][]time.Duration{}
+		up, qemu, busy, stop := map[string][]time.Duration{}, map[string][]time.Duration{}, map[string][]time.Duration{}, map[string][]time.Duration{}
 		for range rounds {
 			for _, by := range backends {
 				s := h.upEvents(dirs[by.name], "--cold")
 				up[by.name] = append(up[by.name], s.took)
 				qemu[by.name] = append(qemu[by.name], s.since("qemu", "qemu"))
+				busy[by.name] = append(busy[by.name], cpuTime(b, h.status(dirs[by.name]).Processes["qemu"]))
 				stop[by.name] = append(stop[by.name], h.must(dirs[by.name], "stop").took)
 				h.must(dirs[by.name], "down")
 			}
@@ -39,7 +40,7 @@ func BenchmarkLibvirt(b *testing.B) {
 		for _, row := range []struct {
 			name  string
 			times map[string][]time.Duration
-		}{{"up", up}, {"of it, until QEMU runs", qemu}, {"stop", stop}} {
+		}{{"up", up}, {"of it, until QEMU runs", qemu}, {"QEMU's processor time until then", busy}, {"stop", stop}} {
 			direct, libvirt := percentile(row.times["direct"], 50), percentile(row.times["libvirt"], 50)
 			t.add(row.name, direct, libvirt, ratio(libvirt, direct))
 		}

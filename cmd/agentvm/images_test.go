@@ -70,7 +70,7 @@ func TestFirmwareBoot(t *testing.T) {
 			if err := os.Symlink(disk, filepath.Join(dir, "disk.qcow2")); err != nil {
 				t.Fatal(err)
 			}
-			h.must(dir, "up")
+			h.must(dir, "up", "--timeout", "20m") // beside other tests
 			started := h.guest(dir, "test -d /sys/firmware/efi && echo uefi || echo bios")
 			if strings.TrimSpace(started) != firmware {
 				t.Errorf("it was started by %s", started)
