@@ -440,7 +440,7 @@ func TestEnvironmentIsDocumented(t *testing.T) {
 }
 
 func TestStatesAreDocumented(t *testing.T) {
-	states := []instance.State{instance.Starting, instance.Booting, instance.Spare, instance.Ready, instance.Degraded, instance.Saving, instance.Stopping, instance.Stopped, instance.Suspended, instance.Failed}
+	states := []instance.State{instance.Starting, instance.Booting, instance.Spare, instance.Ready, instance.Degraded, instance.Saving, instance.Paused, instance.Stopping, instance.Stopped, instance.Suspended, instance.Failed}
 	want := map[string][]string{}
 	for _, from := range states {
 		for _, to := range states {

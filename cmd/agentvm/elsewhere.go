@@ -17,6 +17,7 @@ import (
 type way struct {
 	refuse string                // why it cannot be done there; empty: it is done there
 	makes  bool                  // it may make the machine, so an image may be needed
+	uses   bool                  // it needs the machine to run: one whose connection is lost may pause it
 	mends  bool                  // it is what a conflict is mended with, and not kept from running by one
 	before bool                  // what changed in the workspace here has to be there first
 	after  bool                  // what changed there is brought back
@@ -49,19 +50,19 @@ const (
 // ways are the commands that are about the project's machine, wherever it is.
 // Every other command is about this host.
 var ways = map[string]way{
-	"up":      {makes: true, before: true, after: true},
-	"run":     {makes: true, before: true, after: true},
-	"exec":    {before: true, after: true},
-	"shell":   {mends: true, before: true, after: true, name: firstName},
-	"start":   {before: true, after: true, name: firstName},
-	"restart": {before: true, after: true, name: firstName},
+	"up":      {makes: true, uses: true, before: true, after: true},
+	"run":     {makes: true, uses: true, before: true, after: true},
+	"exec":    {uses: true, before: true, after: true},
+	"shell":   {uses: true, mends: true, before: true, after: true, name: firstName},
+	"start":   {uses: true, before: true, after: true, name: firstName},
+	"restart": {uses: true, before: true, after: true, name: firstName},
 	"stop":    {after: true, name: firstName},
 	"logs":    {name: firstName},
 
-	"snapshot create":  {before: true},
+	"snapshot create":  {uses: true, before: true},
 	"snapshot ls":      {},
 	"snapshot rm":      {},
-	"snapshot restore": {before: true, after: true},
+	"snapshot restore": {uses: true, before: true, after: true},
 
 	"suspend":        {refuse: noMemory, name: firstName},
 	"resume":         {refuse: noMemory, name: firstName},
@@ -131,6 +132,9 @@ func (a *app) elsewhere(cmd *cobra.Command, args []string, w way) (*elsewhere, e
 		return nil, err
 	}
 	host, there, err := elsewhereURI(a.getenv, p.Config)
+	if err == nil && !there && p.Config.OnDisconnect != "" {
+		err = errNotElsewhere
+	}
 	if err != nil || !there {
 		return nil, err
 	}
@@ -144,6 +148,9 @@ func elsewhereURI(getenv func(string) string, c config.Config) (libvirt.Elsewher
 	}
 	return libvirt.ParseElsewhere(cmp.Or(c.URI, libvirt.DefaultURI(getenv, 0)))
 }
+
+var errNotElsewhere = vm.WithHint(vm.Classify(vm.ErrUsage, errors.New("agentvm.yaml: on_disconnect is about a machine on another host, and this one is not")),
+	"uri: qemu+ssh://USER@HOST/system")
 
 // errHere is for commands that make no sense with a machine of this host.
 var errHere = vm.WithHint(vm.Classify(vm.ErrUsage, errors.New("the project's machine is one of this host and has the workspace itself: there is no copy to keep in step")),

@@ -59,7 +59,7 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 		return err
 	}
 	if w.makes {
-		e.record.Guarded = e.guarded()
+		e.record.Guarded, e.record.OnDisconnect = e.guarded(), e.onDisconnect()
 		if err := e.write(); err != nil {
 			return err
 		}
@@ -79,9 +79,14 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 	if err != nil {
 		return err
 	}
-	code, err := conn.Run(ctx, request, e.app.streams(cmd))
+	leave, err := e.attend(ctx, conn, w)
 	if err != nil {
 		return unreachable(err)
+	}
+	code, err := conn.Run(ctx, request, e.app.streams(cmd))
+	leave(errors.Is(err, remote.ErrConnection))
+	if err != nil {
+		return unreachable(e.whatNow(err, w))
 	}
 	if w.makes && code == exitOK && e.record.Machine == "" {
 		e.learn(ctx, conn)

@@ -34,6 +34,8 @@ type record struct {
 	Copy      remote.Copy `json:"copy"`
 	Machine   string      `json:"machine,omitempty"` // its name there, once it is known
 	Guarded   []string    `json:"guarded,omitempty"` // as guarded says, when the machine was last to run
+
+	OnDisconnect string `json:"onDisconnect,omitempty"` // likewise
 }
 
 const recordFile = "record.json"
@@ -206,7 +208,7 @@ func (e *elsewhere) config(ctx context.Context) ([]byte, error) {
 
 // configThere turns a configuration into what it means there.
 func configThere(c config.Config, host libvirt.Elsewhere, workspace string) ([]byte, error) {
-	c.URI, c.Workspace.Path = host.Local, "./"+workspace
+	c.URI, c.OnDisconnect, c.Workspace.Path = host.Local, "", "./"+workspace
 	data, err := config.Format(c)
 	if err != nil {
 		return nil, fmt.Errorf("describe the machine: %w", err)

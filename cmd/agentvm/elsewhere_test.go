@@ -70,7 +70,7 @@ func TestConfigurationThere(t *testing.T) {
 	text, _, _ = strings.Cut(text, "```")
 	before, _, _ := strings.Cut(text, "gpu:\n")
 	_, after, _ := strings.Cut(text, "hugepages: 2MiB\n")
-	text = before + after + "backend: libvirt\nuri: qemu+ssh://ada@box:1/session?socket=/s\n"
+	text = before + after + "backend: libvirt\nuri: qemu+ssh://ada@box:1/session?socket=/s\non_disconnect: pause\n"
 	for _, text := range []string{text, "version: 1\nbackend: libvirt\nuri: qemu+ssh://ada@box:1/session?socket=/s\n"} {
 		want, err := config.Parse(config.FileName, []byte(text))
 		if err != nil {
@@ -88,7 +88,7 @@ func TestConfigurationThere(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v in\n%s", err, data)
 		}
-		want.URI, want.Workspace.Path = "qemu:///session?socket=/s", "./shop"
+		want.URI, want.OnDisconnect, want.Workspace.Path = "qemu:///session?socket=/s", "", "./shop"
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
 		}

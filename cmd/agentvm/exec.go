@@ -172,6 +172,9 @@ func (a *app) connect(ctx context.Context, inst *instance.Instance) (*ssh.Client
 	if err != nil {
 		return fail(err)
 	}
+	if status, err = awake(ctx, inst, spec, status); err != nil {
+		return fail(err)
+	}
 	if !status.State.Usable() {
 		return fail(notUsable(inst, status))
 	}
@@ -184,6 +187,17 @@ func (a *app) connect(ctx context.Context, inst *instance.Instance) (*ssh.Client
 		return fail(connectionError{fmt.Errorf("reach %q: %w", inst.Name, err)})
 	}
 	return c, spec, status, nil
+}
+
+// awake lets a machine go on that was paused because nobody was connected.
+func awake(ctx context.Context, inst *instance.Instance, spec instance.Spec, status instance.Status) (instance.Status, error) {
+	if status.State != instance.Paused {
+		return status, nil
+	}
+	if err := control.NewClient(filepath.Join(inst.RunDir(spec.ID), control.Socket)).Wake(ctx); err != nil {
+		return status, fmt.Errorf("let %q go on: %w", inst.Name, err)
+	}
+	return inst.Status()
 }
 
 // notUsable says why nothing can run in the machine now.

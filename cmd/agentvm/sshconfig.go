@@ -73,12 +73,15 @@ func (a *app) sshProxyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if !status.State.Usable() {
-				return notUsable(inst, status)
-			}
 			spec, err := inst.Spec()
 			if err != nil {
 				return err
+			}
+			if status, err = awake(cmd.Context(), inst, spec, status); err != nil {
+				return err
+			}
+			if !status.State.Usable() {
+				return notUsable(inst, status)
 			}
 			conn, err := net.Dial("unix", filepath.Join(inst.RunDir(spec.ID), control.SSHSocket))
 			if err != nil {

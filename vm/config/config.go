@@ -41,12 +41,22 @@ type Config struct {
 	Env       map[string]string `yaml:"env,omitempty"`
 	Backend   string            `yaml:"backend,omitempty"` // BackendQEMU (default) or BackendLibvirt
 	URI       string            `yaml:"uri,omitempty"`     // which libvirt; default: the user's own, root's the system's
+
+	// OnDisconnect is what a machine on another host does when the connection of
+	// a command is lost: Continue (default) or Pause.
+	OnDisconnect string `yaml:"on_disconnect,omitempty"`
 }
 
 // Who runs the machine.
 const (
 	BackendQEMU    = "qemu"    // agentvm itself
 	BackendLibvirt = "libvirt" // the host's libvirt
+)
+
+// What becomes of a machine whose connection is lost.
+const (
+	Continue = "continue"
+	Pause    = "pause"
 )
 
 // Resources are what the machine takes of the host.

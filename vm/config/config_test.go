@@ -55,6 +55,8 @@ func TestMistakesHaveAPlace(t *testing.T) {
 		{"backend", "version: 1\nbackend: xen\n", `agentvm.yaml:2:10: backend "xen" is not known`, "use qemu or libvirt"},
 		{"cards by libvirt", "version: 1\nbackend: libvirt\ngpu: {devices: [{use: auto}]}\n", "agentvm.yaml:3:", "backend: qemu has them"},
 		{"uri without libvirt", "version: 1\nuri: qemu:///system\n", "agentvm.yaml:2:6: uri says which libvirt", "backend: libvirt"},
+		{"on_disconnect of another kind", "version: 1\nbackend: libvirt\non_disconnect: stop\n", `agentvm.yaml:3:16: on_disconnect "stop" is not known`, "use continue or pause"},
+		{"on_disconnect here", "version: 1\nbackend: libvirt\nuri: qemu:///system\non_disconnect: pause\n", `agentvm.yaml:4:16: on_disconnect is about a machine on another host`, "uri: qemu+ssh://USER@HOST/system"},
 		{"uri elsewhere", "version: 1\nbackend: libvirt\nuri: qemu+tcp://host/system\n", `agentvm.yaml:3:6: libvirt URI "qemu+tcp://host/system": machines on other hosts`, "use qemu:///system or qemu:///session, or qemu+ssh:// for a machine on another host"},
 		{"uri by TLS", "version: 1\nbackend: libvirt\nuri: qemu+tls://host/system\n", `agentvm.yaml:3:6: libvirt URI "qemu+tls://host/system": agentvm needs its own program`, "use qemu+ssh://USER@HOST:PORT/system, or /session"},
 		{"uri that is an option", "version: 1\nbackend: libvirt\nuri: qemu+ssh://-x/system\n", `agentvm.yaml:3:6: libvirt URI "qemu+ssh://-x/system": "-x" is not a host's name`, ""},

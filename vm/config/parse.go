@@ -199,6 +199,8 @@ func (d *document) check(c Config) error {
 		{slices.Contains([]string{"", BackendQEMU, BackendLibvirt}, c.Backend), "$.backend", fmt.Sprintf("backend %q is not known", c.Backend), "use qemu or libvirt"},
 		{c.URI == "" || c.Backend == BackendLibvirt, "$.uri", "uri says which libvirt, and the backend is not libvirt", "backend: libvirt"},
 		{c.Backend != BackendLibvirt || !d.has("$.gpu"), "$.gpu", "libvirt cannot be asked for cards yet", "backend: qemu has them"},
+		{slices.Contains([]string{"", Continue, Pause}, c.OnDisconnect), "$.on_disconnect", fmt.Sprintf("on_disconnect %q is not known", c.OnDisconnect), "use continue or pause"},
+		{c.OnDisconnect == "" || mayBeElsewhere(c), "$.on_disconnect", "on_disconnect is about a machine on another host, and this one is not", "uri: qemu+ssh://USER@HOST/system"},
 		{uriErr == nil, "$.uri", fmt.Sprint(uriErr), vm.Hint(uriErr)},
 		{slices.Contains([]string{"", "copy", "credentials", "none"}, c.Agent.Config), "$.agent.config", fmt.Sprintf("config %q is not known", c.Agent.Config), "use copy, credentials or none"},
 		{w.Mount == "" || goodMountPoint(w.Mount), "$.workspace.mount", fmt.Sprintf("mount %q is not an absolute path below / without spaces", w.Mount), "for example /workspace"},
@@ -289,6 +291,13 @@ func checkURI(uri string) error {
 		_, err = libvirt.ParseURI(uri)
 	}
 	return err
+}
+
+// mayBeElsewhere reports whether the machine is on another host, as far as its
+// configuration says.
+func mayBeElsewhere(c Config) bool {
+	_, elsewhere, _ := libvirt.ParseElsewhere(c.URI)
+	return c.Backend == BackendLibvirt && (c.URI == "" || elsewhere)
 }
 
 // checkTarget wants a host and a port's number.

@@ -53,6 +53,12 @@ type Handler interface {
 	// machine's id, and returns when everything of it lies there. Its status
 	// then tells how it gets ready.
 	Adopt(ctx context.Context, dir string) error
+	// Attend notes that a command of another host is connected, under an id, and
+	// returns when the machine runs. One that nobody attends any more, since a
+	// connection was lost, pauses.
+	Attend(ctx context.Context, id string) error
+	// Leave notes that one who attends does no longer; lost: it was cut off.
+	Leave(id string, lost bool)
 }
 
 // Serve answers on l until l is closed.
@@ -107,6 +113,7 @@ func Serve(l net.Listener, h Handler) error {
 		}
 		return h.Adopt(r.Context(), req.Dir)
 	}))
+	serveAttendance(mux, h)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	if err := srv.Serve(l); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve control socket: %w", err)

@@ -27,6 +27,7 @@ const patience = time.Minute
 type fake struct {
 	watch func(ctx context.Context, out chan<- instance.Status)
 	stop  func(ctx context.Context, grace time.Duration, reason string) error
+	seen  chan string // who comes, leaves and is lost
 }
 
 func (f *fake) Status() instance.Status {
@@ -59,6 +60,15 @@ func (f *fake) Adopt(_ context.Context, dir string) error {
 		return errors.New("it was asked for " + dir)
 	}
 	return nil
+}
+
+func (f *fake) Attend(_ context.Context, id string) error {
+	f.seen <- "came"
+	return nil
+}
+
+func (f *fake) Leave(_ string, lost bool) {
+	f.seen <- map[bool]string{true: "lost", false: "left"}[lost]
 }
 
 func (f *fake) Stop(ctx context.Context, grace time.Duration, reason string) error {

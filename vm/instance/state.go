@@ -21,6 +21,7 @@ const (
 	Ready    State = "ready"    // the guest said so over SSH, for this boot
 	Degraded State = "degraded" // usable, with something lost
 	Saving   State = "saving"   // paused while it is written down
+	Paused   State = "paused"   // until a command comes, since the connection of one was lost
 	Stopping State = "stopping"
 	Stopped  State = "stopped"
 	// Suspended is stopped, with a memory to go on from.
@@ -33,9 +34,10 @@ var next = map[State][]State{
 	Starting:  {Booting, Stopping, Failed},
 	Booting:   {Ready, Degraded, Spare, Stopping, Stopped, Failed},
 	Spare:     {Booting, Stopping, Stopped, Failed},
-	Ready:     {Booting, Degraded, Saving, Stopping, Stopped, Failed},
-	Degraded:  {Booting, Ready, Degraded, Saving, Stopping, Stopped, Failed},
+	Ready:     {Booting, Degraded, Saving, Paused, Stopping, Stopped, Failed},
+	Degraded:  {Booting, Ready, Degraded, Saving, Paused, Stopping, Stopped, Failed},
 	Saving:    {Ready, Degraded, Stopping, Stopped, Suspended, Failed},
+	Paused:    {Ready, Degraded, Stopping, Stopped, Failed},
 	Stopping:  {Stopped, Failed},
 	Stopped:   {Starting},
 	Suspended: {Starting},

@@ -174,7 +174,13 @@ func awaitSupervisor(ctx context.Context, inst *instance.Instance, spec instance
 // await follows a machine until it is usable or has ended.
 func (m *Manager) await(ctx context.Context, inst *instance.Instance, spec instance.Spec, report Report) (instance.Status, error) {
 	var last instance.Status
-	err := m.client(inst, spec).Watch(ctx, func(s instance.Status) bool {
+	c := m.client(inst, spec)
+	if s, err := c.Status(ctx); err == nil && s.State == instance.Paused {
+		if err := c.Wake(ctx); err != nil {
+			return s, err
+		}
+	}
+	err := c.Watch(ctx, func(s instance.Status) bool {
 		last = s
 		report.State(s)
 		return !isUp(s.State) && s.State.Live()

@@ -10,8 +10,6 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
-
-	"github.com/agentvm/agentvm/vm"
 )
 
 // Streams are a command's input and output, and whether they are a terminal.
@@ -25,6 +23,9 @@ type Streams struct {
 // command's.
 const opRun = "run"
 
+// ErrLost marks a connection that was lost while a command ran.
+var ErrLost = errors.New("it was lost")
+
 // IsRun reports whether the words after Arg run a request, and which.
 func IsRun(words []string) (token string, ok bool) {
 	if len(words) == 2 && words[0] == opRun {
@@ -34,8 +35,8 @@ func IsRun(words []string) (token string, ok bool) {
 }
 
 // Run runs a request there, passes signals on, and returns its exit code. When
-// the connection is lost on the way, the error wraps ErrConnection; what runs
-// there may go on.
+// the connection is lost on the way, the error wraps ErrConnection and ErrLost;
+// what runs there may go on.
 func (c *Conn) Run(ctx context.Context, r Request, s Streams) (int, error) {
 	token, err := Do[string](ctx, c, r, opPrepare)
 	if err != nil {
@@ -60,8 +61,7 @@ func (c *Conn) Run(ctx context.Context, r Request, s Streams) (int, error) {
 	if err == nil && result != nil {
 		return *result, nil
 	}
-	return 0, vm.WithHint(fmt.Errorf("%w: it was lost while %s ran the command; the machine there goes on", ErrConnection, c.host.Address()),
-		"agentvm status finds the machine again, agentvm sync what it has done")
+	return 0, fmt.Errorf("%w: %w while %s ran the command", ErrConnection, ErrLost, c.host.Address())
 }
 
 // ssh runs a shell's line there with the given input and output.

@@ -31,6 +31,7 @@ const (
 	opPrepare = "prepare" // Request → token
 	opSignal  = "signal"  // token and signal →
 	opResult  = "result"  // token → exit code, or nil
+	opAttend  = "attend"  // Copy →, beats
 )
 
 // look asks what there is of a copy.
@@ -86,6 +87,8 @@ func (s Side) Serve(ctx context.Context, op string, in io.Reader, out io.Writer)
 		return Answer(in, out, func(r signalRequest) (struct{}, error) { return struct{}{}, s.signal(r) })
 	case opResult:
 		return Answer(in, out, s.result)
+	case opAttend:
+		return s.attend(ctx, in, out)
 	}
 	return fmt.Errorf("%w: %q", ErrUnknown, op)
 }

@@ -17,7 +17,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +49,7 @@ type Supervisor struct {
 	lost           chan lostShare // holds one for each share
 	saves          chan saveRequest
 	adoptions      chan adoptRequest
+	attendance     *attendance
 	unwatchShares  context.CancelFunc
 	unboundConsole context.CancelFunc
 	disown         func()  // lets go of the directory that was adopted
@@ -73,8 +73,6 @@ const (
 	earlyGrace   = 3 * time.Second
 	reapTimeout  = 5 * time.Second
 
-	protectionInterval = 2 * time.Second
-
 	disconnectTimeout = 10 * time.Second
 
 	consoleLines = 20       // shown of a failed boot
@@ -90,7 +88,7 @@ func Run(ctx context.Context, inst *instance.Instance, parts Parts, log *slog.Lo
 		return err
 	}
 	defer release()
-	s := &Supervisor{disown: func() {}, inst: inst, parts: parts, log: log, ended: make(chan struct{}), saves: make(chan saveRequest), adoptions: make(chan adoptRequest), watchers: map[chan instance.Status]struct{}{}}
+	s := &Supervisor{disown: func() {}, inst: inst, parts: parts, log: log, ended: make(chan struct{}), saves: make(chan saveRequest), adoptions: make(chan adoptRequest), attendance: newAttendance(), watchers: map[chan instance.Status]struct{}{}}
 	if err := s.begin(); err != nil {
 		s.fail(err)
 		return err
@@ -297,54 +295,6 @@ func (e machineEnded) Error() string {
 		return "the guest powered itself off"
 	}
 	return e.err.Error()
-}
-
-// live waits for the end of the life, and mends what can be mended.
-func (s *Supervisor) live(ctx context.Context) error {
-	look := time.NewTicker(protectionInterval)
-	defer look.Stop()
-	clock := hostClock{began: time.Now()}
-	for {
-		s.mu.Lock()
-		guest := s.guest
-		s.mu.Unlock()
-		select {
-		case <-look.C:
-			s.lookAtProtection()
-			if clock.look() && guest != nil {
-				go s.tellTime(ctx, guest)
-			}
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case lost := <-s.lost:
-			s.log.Error("share lost", "target", lost.target, "reason", lost.reason)
-			s.change(func(st *instance.Status) { st.Lost[lost.target] = lost.reason })
-			s.to(instance.Degraded, lost.reason)
-		case req := <-s.saves:
-			if err := s.save(ctx, req); err != nil {
-				return err
-			}
-		case <-guest.Done():
-			if err := s.reconnect(ctx, guest.Err()); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// lookAtProtection tells of shared paths that have lost their protection since.
-func (s *Supervisor) lookAtProtection() {
-	known := s.Status().Warnings
-	for _, sh := range s.shares {
-		for _, w := range sh.Warnings() {
-			if slices.Contains(known, w) {
-				continue
-			}
-			s.log.Warn("protection lost", "warning", w)
-			s.change(func(st *instance.Status) { st.Warnings = append(st.Warnings, w) })
-			s.to(instance.Degraded, w)
-		}
-	}
 }
 
 // watchShares reports shares that end while the life goes on.
