@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -25,6 +26,11 @@ type Workspace struct {
 
 	// Guarded paths are not the guest's to change: see [mirror.Compare].
 	Guarded []string
+
+	// Sending is told before that many paths go there, with that many bytes of
+	// content, and gives what is to be told the part that is done, 0 to 1. nil:
+	// nobody is.
+	Sending func(paths int, bytes int64) (progress func(part float64))
 }
 
 // Copy names the copy of a workspace on the other host.
@@ -144,7 +150,7 @@ func (w Workspace) push(ctx context.Context, c *Conn, root *os.Root, changes []m
 	}
 	var reply Reply[[]mirror.Failure]
 	if err = WriteFrame(call.In, transfer{w.Copy, changes}); err == nil {
-		err = mirror.Send(ctx, root, changes, call.In)
+		err = mirror.Send(ctx, root, changes, w.sending(call.In, changes))
 	}
 	// What was in the way of sending may be told by the answer.
 	if readErr := ReadFrame(call.Out, &reply); readErr == nil {
@@ -153,6 +159,40 @@ func (w Workspace) push(ctx context.Context, c *Conn, root *os.Root, changes []m
 		err = readErr
 	}
 	return reply.Value, call.End(err)
+}
+
+// sending tells of what goes to out.
+func (w Workspace) sending(out io.Writer, changes []mirror.Change) io.Writer {
+	if w.Sending == nil {
+		return out
+	}
+	t := &telling{Writer: out}
+	for _, c := range changes {
+		if c.New != nil {
+			t.total += c.New.Size
+		}
+	}
+	t.progress = w.Sending(len(changes), t.total)
+	return t
+}
+
+// telling tells how much of a total has been written.
+type telling struct {
+	io.Writer
+	sent, total int64
+	told        float64
+	progress    func(float64)
+}
+
+func (t *telling) Write(p []byte) (int, error) {
+	n, err := t.Writer.Write(p)
+	t.sent += int64(n)
+	// What is sent is a little more than the content.
+	if part := min(1, float64(t.sent)/float64(max(1, t.total))); part-t.told >= 0.01 {
+		t.told = part
+		t.progress(part)
+	}
+	return n, err
 }
 
 func (w Workspace) pull(ctx context.Context, c *Conn, root *os.Root, changes []mirror.Change) ([]mirror.Failure, error) {
