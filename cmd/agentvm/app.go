@@ -44,6 +44,8 @@ type app struct {
 	args  []string // as given
 	named []string // variables of the user's environment that a command was told to pass on
 	side  *side    // where the user is on another host
+
+	through *elsewhere // where the machine is, if that is another host, of a command that runs here
 }
 
 // Main runs the program and returns its exit code.

@@ -35,11 +35,7 @@ that is not absolute starts in the agent's home.`,
 			if name := srcName + dstName; name != "" {
 				names = []string{name}
 			}
-			inst, err := a.target(names)
-			if err != nil {
-				return err
-			}
-			client, _, _, err := a.connect(cmd.Context(), inst)
+			client, err := a.reach(cmd.Context(), names)
 			if err != nil {
 				return err
 			}
@@ -54,6 +50,9 @@ that is not absolute starts in the agent's home.`,
 			}
 			if tty {
 				fmt.Fprint(a.stderr, "\r\x1b[K")
+			}
+			if errors.Is(err, ssh.ErrConnection) {
+				err = client.lost(err)
 			}
 			if err == nil && !quiet {
 				a.noteLine("copied %d files, %s", last.Files, units.BytesSize(float64(last.Bytes)))

@@ -16,6 +16,7 @@ import (
 // way is what a command does about a machine on another host.
 type way struct {
 	refuse string                // why it cannot be done there; empty: it is done there
+	here   bool                  // it runs here, and talks to the guest there
 	makes  bool                  // it may make the machine, so an image may be needed
 	uses   bool                  // it needs the machine to run: one whose connection is lost may pause it
 	mends  bool                  // it is what a conflict is mended with, and not kept from running by one
@@ -42,10 +43,7 @@ func copyName(args []string) (name string) {
 	return name
 }
 
-const (
-	noMemory = "libvirt cannot save a machine's memory"
-	noSocket = "its sockets are on that host"
-)
+const noTemplates = "libvirt cannot go on from a template"
 
 // ways are the commands that are about the project's machine, wherever it is.
 // Every other command is about this host.
@@ -59,19 +57,22 @@ var ways = map[string]way{
 	"stop":    {after: true, name: firstName},
 	"logs":    {name: firstName},
 
+	"cp":         {here: true, uses: true, name: copyName},
+	"forward":    {here: true, uses: true},
+	"ssh-config": {here: true, name: firstName},
+	"ssh-proxy":  {here: true, uses: true, name: firstName},
+
 	"snapshot create":  {uses: true, before: true},
 	"snapshot ls":      {},
 	"snapshot rm":      {},
 	"snapshot restore": {uses: true, before: true, after: true},
 
-	"suspend":        {refuse: noMemory, name: firstName},
-	"resume":         {refuse: noMemory, name: firstName},
-	"fork":           {refuse: noMemory},
-	"template build": {refuse: "libvirt cannot go on from a template"},
-	"pool fill":      {refuse: "libvirt cannot go on from a template"},
-	"cp":             {refuse: "files go through the workspace there, and agentvm exec reads and writes others", name: copyName},
-	"forward":        {refuse: noSocket},
-	"ssh-config":     {refuse: noSocket, name: firstName},
+	"suspend": {uses: true, after: true, name: firstName},
+	"resume":  {uses: true, before: true, after: true, name: firstName},
+
+	"fork":           {refuse: "libvirt cannot save a machine's memory"},
+	"template build": {refuse: noTemplates},
+	"pool fill":      {refuse: noTemplates},
 }
 
 // lookElsewhere has every command of ways find out where its machine is.
@@ -92,6 +93,11 @@ func (a *app) lookElsewhere(root *cobra.Command) {
 			case w.refuse != "":
 				return vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("agentvm %s does not work with a machine on another host: %s", path, w.refuse)),
 					"the machine is on "+e.host.Address())
+			}
+			e.way = w
+			if w.here {
+				a.through = e
+				return here(cmd, args)
 			}
 			return e.pass(cmd, w)
 		}

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/gofrs/flock"
 	"github.com/spf13/cobra"
 
@@ -79,14 +80,14 @@ func (e *elsewhere) pass(cmd *cobra.Command, w way) error {
 	if err != nil {
 		return err
 	}
-	leave, err := e.attend(ctx, conn, w)
+	leave, err := e.attend(ctx, conn)
 	if err != nil {
 		return unreachable(err)
 	}
 	code, err := conn.Run(ctx, request, e.app.streams(cmd))
 	leave(errors.Is(err, remote.ErrConnection))
 	if err != nil {
-		return unreachable(e.whatNow(err, w))
+		return unreachable(e.whatNow(err))
 	}
 	if w.makes && code == exitOK && e.record.Machine == "" {
 		e.learn(ctx, conn)
@@ -211,10 +212,24 @@ func (e *elsewhere) locked(ctx context.Context, do func() error) error {
 	return do()
 }
 
+// largePush is how much content may go there without a word, in bytes.
+const largePush = 16 << 20
+
 // inStep is sync under the lock.
 func (e *elsewhere) inStep(ctx context.Context, conn *remote.Conn, keep mirror.Keep, full bool) (remote.InStep, error) {
 	w := remote.Workspace{Dir: e.record.Workspace, State: e.dir, Copy: e.record.Copy, Guarded: e.guarded()}
+	done := func() {}
+	w.Sending = func(paths int, bytes int64) func(float64) {
+		if !full && bytes < largePush {
+			return func(float64) {}
+		}
+		var report lifecycle.Report
+		report, done = e.app.newReport()
+		report.Phase(fmt.Sprintf("send workspace to %s: %d paths, %s", e.host.Address(), paths, units.BytesSize(float64(bytes))))
+		return report.Fraction
+	}
 	result, err := w.Sync(ctx, conn, keep)
+	done()
 	if result.Gone {
 		e.app.noteLine("the copy of the workspace on %s was gone, and is made anew", e.host.Address())
 	}

@@ -47,6 +47,7 @@ type elsewhere struct {
 	record  record
 	dir     string             // of the record
 	project *lifecycle.Project // nil: found by the machine's name
+	way     way                // of the command
 }
 
 // recordsDir holds a directory for each workspace whose machine is elsewhere.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/ed25519"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
+	gossh "golang.org/x/crypto/ssh"
 
 	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/libvirt"
@@ -17,8 +19,8 @@ import (
 // themselves.
 var hereOnly = map[string]bool{
 	"init": true, "ls": true, "status": true, "down": true, "sync": true, "doctor": true, "agents": true, "version": true,
-	"ssh-proxy": true, "supervise": true, // their arguments are this host's own
-	"image ls": true, "image build": true, "image inspect": true, "image rm": true,
+	"supervise": true, // its argument is this host's own
+	"image ls":  true, "image build": true, "image inspect": true, "image rm": true,
 	"template ls": true, "template rm": true, "template prune": true, "pool ls": true, "pool drain": true,
 	"gpu ls": true, "gpu check": true, "gpu bind": true, "gpu release": true, "gpu recover": true, "gpu helper-setup": true,
 }
@@ -91,6 +93,31 @@ func TestConfigurationThere(t *testing.T) {
 		want.URI, want.OnDisconnect, want.Workspace.Path = "qemu:///session?socket=/s", "", "./shop"
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
+		}
+	}
+}
+
+// TestGuestIsChecked: what another host says becomes lines of a file that ssh
+// reads.
+func TestGuestIsChecked(t *testing.T) {
+	signer, err := gossh.NewSignerFromKey(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := signer.PublicKey().Marshal()
+	for name, tt := range map[string]struct {
+		id   guestID
+		good bool
+	}{
+		"as it is":          {guestID{"day", "agent", key}, true},
+		"a user with lines": {guestID{"day", "agent\n  ProxyCommand x", key}, false},
+		"a name with lines": {guestID{"day\nHost *", "agent", key}, false},
+		"a name of several": {guestID{"day *", "agent", key}, false},
+		"no user":           {guestID{"day", "", key}, false},
+		"no key":            {guestID{"day", "agent", []byte("x")}, false},
+	} {
+		if _, err := tt.id.check(); (err == nil) != tt.good {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -164,19 +164,9 @@ func (a *app) connect(ctx context.Context, inst *instance.Instance) (*ssh.Client
 	fail := func(err error) (*ssh.Client, instance.Spec, instance.Status, error) {
 		return nil, instance.Spec{}, instance.Status{}, err
 	}
-	spec, err := inst.Spec()
+	spec, status, err := usableNow(ctx, inst)
 	if err != nil {
 		return fail(err)
-	}
-	status, err := inst.Status()
-	if err != nil {
-		return fail(err)
-	}
-	if status, err = awake(ctx, inst, spec, status); err != nil {
-		return fail(err)
-	}
-	if !status.State.Usable() {
-		return fail(notUsable(inst, status))
 	}
 	key, err := readKey(inst, lifecycle.HostKeyFile)
 	if err != nil {
@@ -189,15 +179,27 @@ func (a *app) connect(ctx context.Context, inst *instance.Instance) (*ssh.Client
 	return c, spec, status, nil
 }
 
-// awake lets a machine go on that was paused because nobody was connected.
-func awake(ctx context.Context, inst *instance.Instance, spec instance.Spec, status instance.Status) (instance.Status, error) {
-	if status.State != instance.Paused {
-		return status, nil
+// usableNow describes a machine that commands can run in. One that is paused
+// goes on for that.
+func usableNow(ctx context.Context, inst *instance.Instance) (spec instance.Spec, status instance.Status, err error) {
+	if spec, err = inst.Spec(); err != nil {
+		return spec, status, err
 	}
-	if err := control.NewClient(filepath.Join(inst.RunDir(spec.ID), control.Socket)).Wake(ctx); err != nil {
-		return status, fmt.Errorf("let %q go on: %w", inst.Name, err)
+	if status, err = inst.Status(); err != nil {
+		return spec, status, err
 	}
-	return inst.Status()
+	if status.State == instance.Paused {
+		if err = control.NewClient(filepath.Join(inst.RunDir(spec.ID), control.Socket)).Wake(ctx); err != nil {
+			return spec, status, fmt.Errorf("let %q go on: %w", inst.Name, err)
+		}
+		if status, err = inst.Status(); err != nil {
+			return spec, status, err
+		}
+	}
+	if !status.State.Usable() {
+		err = notUsable(inst, status)
+	}
+	return spec, status, err
 }
 
 // notUsable says why nothing can run in the machine now.

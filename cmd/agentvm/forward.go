@@ -31,11 +31,7 @@ connect, unless an address says otherwise.`,
 				}
 				pairs = append(pairs, [2]string{local, remote})
 			}
-			inst, err := a.target(nil)
-			if err != nil {
-				return err
-			}
-			client, _, _, err := a.connect(cmd.Context(), inst)
+			client, err := a.reach(cmd.Context(), nil)
 			if err != nil {
 				return err
 			}
@@ -54,7 +50,7 @@ connect, unless an address says otherwise.`,
 			group.Go(func() error {
 				select {
 				case <-client.Done():
-					return connectionError{a.why(inst, client.Err())}
+					return client.lost(client.Err())
 				case <-ctx.Done():
 					return nil
 				}

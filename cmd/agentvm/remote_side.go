@@ -67,6 +67,8 @@ func (a *app) serveRemote(ctx context.Context, words []string) int {
 	switch {
 	case len(words) != 1:
 		err = vm.Classify(vm.ErrUsage, fmt.Errorf("%s is for agentvm on other hosts", remote.Arg))
+	case words[0] == guestOp:
+		err = a.guestThere(ctx, s)
 	case words[0] == doctorOp:
 		err = remote.Answer(a.stdin, a.stdout, func(text []byte) ([]vm.Finding, error) { return a.doctorThere(ctx, text) })
 	default:

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,7 +93,7 @@ func TestRemote(t *testing.T) {
 	}
 
 	t.Run("up", func(t *testing.T) {
-		if o := f.must(dir, "up"); !strings.Contains(o.stderr, "send image") || !strings.Contains(o.stderr, "as that host sees it") {
+		if o := f.must(dir, "up"); !strings.Contains(o.stderr, "send image") || !strings.Contains(o.stderr, "send workspace to elsewhere: 6 paths, ") || !strings.Contains(o.stderr, "as that host sees it") {
 			t.Errorf("it does not say what it does:\n%s", o.stderr)
 		}
 		if v := f.status(dir); v.State != instance.Ready || len(v.Warnings) != 0 || v.Host != "elsewhere" || v.Workspace != dir || v.Copy != filepath.Dir(f.copy("x")) {
@@ -126,8 +128,9 @@ func TestRemote(t *testing.T) {
 			t.Errorf("%s%s", o.stdout, o.stderr)
 		}
 	})
+	t.Run("from here", func(t *testing.T) { f.fromHere(t) })
 	t.Run("what does not work", func(t *testing.T) {
-		for _, args := range [][]string{{"suspend"}, {"fork", "1"}, {"cp", ":x", "y"}, {"forward", "1"}, {"ssh-config"}, {"pool", "fill"}} {
+		for _, args := range [][]string{{"fork", "1"}, {"template", "build"}, {"pool", "fill"}} {
 			f.fails(dir, exitUsage, "does not work with a machine on another host", args...)
 		}
 	})
@@ -223,9 +226,100 @@ func (f far) workspace(t *testing.T) {
 	}
 }
 
-// lost cuts the connection under a command.
+// fromHere reaches the guest with programs of this host.
+func (f far) fromHere(t *testing.T) {
+	in := filepath.Join(f.home, "in")
+	f.write(in, "over there\n")
+	f.must(f.dir, "cp", "-q", in, ":/tmp/in")
+	if got := f.guest(f.dir, "cat /tmp/in"); got != "over there\n" {
+		t.Errorf("the guest has %q", got)
+	}
+	f.must(f.home, "cp", "-q", "day:/tmp/in", in+".back")
+	f.content(in+".back", "over there\n")
+	f.fails(f.dir, exitNotFound, "/tmp/nothing in the guest", "cp", ":/tmp/nothing", in)
+
+	config := filepath.Join(f.home, "ssh_config")
+	f.write(config, f.must(f.dir, "ssh-config").stdout)
+	ssh := exec.Command("ssh", "-F", config, "day", "cat /tmp/in; exit 7") // the last -F counts
+	if out, err := ssh.CombinedOutput(); string(out) != "over there\n" || ssh.ProcessState.ExitCode() != 7 {
+		t.Errorf("ssh says %q, %v", out, err)
+	}
+
+	f.guest(f.dir, `sudo sh -c 'python3 -m http.server -d /tmp 8123 >/dev/null 2>&1 &'`)
+	cmd := f.command(f.dir, "forward", "0:8123")
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(said).ReadString('\n')
+	address, _, _ := strings.Cut(strings.TrimPrefix(line, "agentvm: "), " is the guest's")
+	var got []byte
+	for range 100 { // its server is on its way
+		var resp *http.Response
+		if resp, err = http.Get("http://" + address + "/in"); err == nil {
+			got, err = io.ReadAll(resp.Body)
+			resp.Body.Close()
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	if string(got) != "over there\n" || err != nil {
+		t.Errorf("%q answers %q, %v", line, got, err)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("forward ends with %v", err)
+	}
+}
+
+// lost cuts the connection under a command, with a machine that goes on and
+// with one that pauses.
 func (f far) lost(t *testing.T) {
-	cmd := f.command(f.dir, "exec", "--", "sh", "-c", "echo go; sleep 3; echo late >late")
+	f.cut(t, "sleep 3; echo late >late", "the machine there goes on")
+	if v := f.status(f.dir); v.State != instance.Ready {
+		t.Errorf("it is %s: %s", v.State, v.Reason)
+	}
+	f.arrives(t, "late")
+
+	config, err := os.ReadFile(f.at("agentvm.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.write(f.at("agentvm.yaml"), string(config)+"on_disconnect: pause\n")
+	f.must(f.dir, "exec", "--", "true") // ends in good order
+	f.cut(t, "sleep 30; echo later >later", "the machine there pauses")
+	if v := f.until(f.dir, instance.Paused); !strings.Contains(v.Reason, "was lost at ") {
+		t.Errorf("it is paused: %s", v.Reason)
+	}
+	if got := f.guest(f.dir, "cat keep"); got != "anew\n" { // lets it go on
+		t.Errorf("the guest says %q", got)
+	}
+	if v := f.status(f.dir); v.State != instance.Ready {
+		t.Errorf("it is %s: %s", v.State, v.Reason)
+	}
+	f.arrives(t, "later")
+}
+
+// arrives waits for a file that something in the guest writes.
+func (f far) arrives(t *testing.T, name string) {
+	for range 600 {
+		f.must(f.dir, "sync")
+		if got, _ := os.ReadFile(f.at(name)); len(got) > 0 { // it is empty for a moment
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	f.content(f.at(name), name+"\n")
+}
+
+// cut cuts the connection under a script of the guest's.
+func (f far) cut(t *testing.T, script, says string) {
+	cmd := f.command(f.dir, "exec", "--", "sh", "-c", "echo go; "+script)
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.StdoutPipe()
@@ -240,18 +334,7 @@ func (f far) lost(t *testing.T) {
 	}
 	f.sshd.Cut()
 	_ = cmd.Wait()
-	if code := cmd.ProcessState.ExitCode(); code != exitConnection || !strings.Contains(said.String(), "the machine there goes on") || !strings.Contains(said.String(), "hint: agentvm status") {
+	if code := cmd.ProcessState.ExitCode(); code != exitConnection || !strings.Contains(said.String(), says) || !strings.Contains(said.String(), "hint: agentvm status") {
 		t.Errorf("exit code %d\n%s", code, said.String())
 	}
-	if v := f.status(f.dir); v.State != instance.Ready {
-		t.Errorf("it is %s: %s", v.State, v.Reason)
-	}
-	for range 100 {
-		f.must(f.dir, "sync")
-		if _, err := os.Stat(filepath.Join(f.dir, "late")); err == nil {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	f.content(filepath.Join(f.dir, "late"), "late\n")
 }

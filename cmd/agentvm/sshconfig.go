@@ -1,17 +1,17 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
+	gossh "golang.org/x/crypto/ssh"
 
-	"github.com/agentvm/agentvm/vm/control"
-	"github.com/agentvm/agentvm/vm/lifecycle"
 	"github.com/agentvm/agentvm/vm/ssh"
 )
 
@@ -25,12 +25,8 @@ git, editors and Ansible work with the machine by its name:
 
   agentvm ssh-config >>~/.ssh/config`,
 		Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeOneName,
-		RunE: func(_ *cobra.Command, args []string) error {
-			inst, err := a.target(args)
-			if err != nil {
-				return err
-			}
-			spec, err := inst.Spec()
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, key, proxy, known, err := a.proxied(cmd.Context(), args)
 			if err != nil {
 				return err
 			}
@@ -38,16 +34,12 @@ git, editors and Ansible work with the machine by its name:
 			if err != nil {
 				return fmt.Errorf("find this program: %w", err)
 			}
-			proxy := []string{exe, "ssh-proxy", inst.Name}
+			proxy = append([]string{exe}, proxy...)
 			if home := a.getenv("AGENTVM_HOME"); home != "" {
 				proxy = append([]string{"env", "AGENTVM_HOME=" + home}, proxy...)
 			}
-			host := ssh.OpenSSHHost{Alias: inst.Name, User: spec.Guest.User, Proxy: proxy, KnownHosts: inst.Path(knownHostsFile)}
-			key, err := readKey(inst, lifecycle.HostKeyFile)
-			if err != nil {
-				return err
-			}
-			if err := renameio.WriteFile(host.KnownHosts, []byte(host.KnownHostsLine(key.PublicKey())), 0o600); err != nil {
+			host := ssh.OpenSSHHost{Alias: id.Name, User: id.User, Proxy: proxy, KnownHosts: known}
+			if err := renameio.WriteFile(host.KnownHosts, []byte(host.KnownHostsLine(key)), 0o600); err != nil {
 				return fmt.Errorf("write %s: %w", host.KnownHosts, err)
 			}
 			text, err := host.Config()
@@ -59,43 +51,61 @@ git, editors and Ansible work with the machine by its name:
 	}
 }
 
+// proxied describes the guest that a command is about: its key, the arguments
+// of this program that lead to its SSH proxy, and a file for its host key.
+func (a *app) proxied(ctx context.Context, args []string) (id guestID, key gossh.PublicKey, proxy []string, known string, err error) {
+	if e := a.through; e != nil {
+		conn, err := e.dial(ctx, a.mayAsk())
+		if err == nil {
+			id, key, _, err = e.guest(ctx, conn, cmp.Or(firstName(args), a.name), false)
+		}
+		if err == nil && e.record.Machine == "" {
+			e.record.Machine = id.Name
+			err = e.write()
+		}
+		proxy = []string{"ssh-proxy", id.Name}
+		if id.Name != e.record.Machine { // the project's second one, which its name alone does not lead to
+			proxy = append([]string{"-C", e.record.Workspace}, proxy...)
+		}
+		return id, key, proxy, filepath.Join(e.dir, knownHostsFile), unreachable(err)
+	}
+	inst, err := a.target(args)
+	if err == nil {
+		id, err = idOf(inst)
+	}
+	if err == nil {
+		key, err = id.check()
+	}
+	if err != nil {
+		return id, nil, nil, "", err
+	}
+	return id, key, []string{"ssh-proxy", id.Name}, inst.Path(knownHostsFile), nil
+}
+
 // sshProxyCommand joins its input and output to a machine's SSH proxy. It is
 // the ProxyCommand of ssh-config.
 func (a *app) sshProxyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "ssh-proxy NAME", Hidden: true, Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			inst, err := a.target(args)
+			conn, err := a.proxyTo(cmd.Context(), args)
 			if err != nil {
 				return err
 			}
-			status, err := inst.Status()
-			if err != nil {
-				return err
-			}
-			spec, err := inst.Spec()
-			if err != nil {
-				return err
-			}
-			if status, err = awake(cmd.Context(), inst, spec, status); err != nil {
-				return err
-			}
-			if !status.State.Usable() {
-				return notUsable(inst, status)
-			}
-			conn, err := net.Dial("unix", filepath.Join(inst.RunDir(spec.ID), control.SSHSocket))
-			if err != nil {
-				return connectionError{fmt.Errorf("reach %q: %w", inst.Name, err)}
-			}
-			defer conn.Close()
-			go func() {
-				_, _ = io.Copy(conn, a.stdin)
-				if u, ok := conn.(*net.UnixConn); ok {
-					_ = u.CloseWrite()
-				}
-			}()
-			_, err = io.Copy(a.stdout, conn)
-			return err
+			return a.join(conn)
 		},
 	}
+}
+
+// proxyTo connects to the SSH proxy of the machine that a command names.
+func (a *app) proxyTo(ctx context.Context, args []string) (net.Conn, error) {
+	if e := a.through; e != nil {
+		conn, _, err := e.dialGuest(ctx, args[0])
+		return conn, err
+	}
+	inst, err := a.target(args)
+	if err != nil {
+		return nil, err
+	}
+	return a.dialGuest(ctx, inst)
 }

@@ -25,8 +25,13 @@ const (
 // what ends without one, this process included, was lost, and pauses them. An
 // attendance that is cut off is begun anew.
 func (c *Conn) Attend(ctx context.Context, copy Copy) (leave func(lost bool), err error) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	asked := ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // a Ctrl-C is the command's
+	unhook := context.AfterFunc(asked, cancel)                    // but for now
 	call, err := c.attend(ctx, copy)
+	if !unhook() && err == nil {
+		err = call.End(context.Cause(asked))
+	}
 	if err != nil {
 		cancel()
 		return nil, err

@@ -147,12 +147,18 @@ func DialProxy(ctx context.Context, socket string, hostKey gossh.PublicKey) (*Cl
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConnection, err)
 	}
+	return OverProxy(ctx, nc, hostKey)
+}
+
+// OverProxy logs in to a [Proxy] at the other end of nc, which it closes on
+// failure.
+func OverProxy(ctx context.Context, nc net.Conn, hostKey gossh.PublicKey) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	// The proxy ends this connection when the guest's ends: no keepalive.
 	client, err := handshake(ctx, nc, Config{User: "agent", HostKey: hostKey, KeepAlive: -1})
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrConnection, socket, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrConnection, nc.RemoteAddr(), err)
 	}
 	return client, nil
 }
