@@ -28,9 +28,10 @@ type Manager struct {
 	// 0, root, may do all.
 	User int
 
-	// Permit refuses functions, all that are about to be taken, which whoever
-	// asks may not have. It sees what Bind then acts on. Nil permits all.
-	Permit func(functions []*Device) error
+	// Permit refuses functions and mediated devices, all that are about to be
+	// taken, which whoever asks may not have. It sees what Bind then acts on. Nil
+	// permits all.
+	Permit func(functions []*Device, parts []*Mdev) error
 
 	hook func() // a test's, after each journal entry and each write
 }
@@ -132,8 +133,15 @@ func (m *Manager) plan(ctx context.Context, inv *Inventory, r Request) ([]*Journ
 	if boot == "" {
 		return nil, vm.Classify(vm.ErrHost, errors.New("the kernel does not say which boot this is"))
 	}
+	parts, err := inv.parts(r.Devices)
+	if err != nil {
+		return nil, err
+	}
 	var devices, functions []*Device
 	for _, address := range r.Devices {
+		if IsUUID(address) {
+			continue
+		}
 		d := inv.Get(address)
 		if d == nil {
 			return nil, vm.Classify(vm.ErrNotFound, fmt.Errorf("there is no PCI device %s", address))
@@ -146,23 +154,24 @@ func (m *Manager) plan(ctx context.Context, inv *Inventory, r Request) ([]*Journ
 		}
 	}
 	if m.Permit != nil {
-		if err := m.Permit(functions); err != nil {
+		if err := m.Permit(functions, parts); err != nil {
 			return nil, err
 		}
 	}
-	if err := m.notTaken(functions, boot); err != nil {
+	if err := m.notTaken(functions, parts, boot); err != nil {
 		return nil, err
+	}
+	for _, part := range parts {
+		if err := part.free(inv); err != nil {
+			return nil, err
+		}
 	}
 	for _, d := range devices {
 		for _, f := range Check(inv, d, devices...) {
 			if f.Severity != Problem || r.Force && f.Forcible {
 				continue
 			}
-			at := d.Address
-			if f.Device != "" {
-				at = f.Device
-			}
-			return nil, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s cannot be taken: %s", at, f.Detail)), f.Fix)
+			return nil, refusal(d.Address, f)
 		}
 	}
 	var plan []*Journal
@@ -174,26 +183,40 @@ func (m *Manager) plan(ctx context.Context, inv *Inventory, r Request) ([]*Journ
 			j.VFIO = m.vfioFor(ctx, f)
 		}
 	}
+	for _, part := range parts {
+		j := &Journal{Version: journalVersion, Boot: boot, Bind: bind, Owner: r.Owner, User: r.User.UID, Address: part.UUID, Unit: part.UUID, Group: part.Group,
+			Driver: part.Driver, VFIO: part.Driver, Prebound: true, Time: time.Now().UTC()}
+		if part.Card != nil {
+			j.ID = part.Card.ID()
+		}
+		plan = append(plan, j)
+	}
 	return plan, nil
 }
 
-// notTaken refuses functions that have a journal.
-func (m *Manager) notTaken(functions []*Device, boot string) error {
+// notTaken refuses what has a journal.
+func (m *Manager) notTaken(functions []*Device, parts []*Mdev, boot string) error {
 	journals, err := m.Journals()
 	if err != nil {
 		return err
 	}
+	var names []string
 	for _, f := range functions {
-		for _, j := range journals {
-			if j.Address != f.Address {
-				continue
-			}
-			hint := "agentvm gpu release " + f.Address
-			if stale(journals, j, boot) {
-				hint = "agentvm gpu recover"
-			}
-			return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s is taken already, by %s", f.Address, j.Owner.Name)), hint)
+		names = append(names, f.Address)
+	}
+	for _, part := range parts {
+		names = append(names, part.UUID)
+	}
+	for _, name := range names {
+		i := slices.IndexFunc(journals, func(j *Journal) bool { return j.Address == name })
+		if i < 0 {
+			continue
 		}
+		err := takenAlready(name, journals[i].Owner.Name)
+		if stale(journals, journals[i], boot) {
+			err = vm.WithHint(err, "agentvm gpu recover")
+		}
+		return err
 	}
 	return nil
 }

@@ -89,10 +89,11 @@ func TestKilledAtEachStep(t *testing.T) {
 			f, m := manager(t, devices...)
 			f.put("/lib/modules/6.12.0/modules.alias", modulesAlias)
 			f.dir(pciDrivers, "nvgrace_gpu_vfio_pci")
+			f.mediate(vgpu, "0000:00:1f.0", "77")
 			before := f.state()
 			killAt(m, n)
 			ended := survive(func() {
-				if _, err := m.Bind(t.Context(), ask(gone, card)); err != nil {
+				if _, err := m.Bind(t.Context(), ask(gone, card, vgpu)); err != nil {
 					t.Fatalf("seed %d: %v", seed, err)
 				}
 			})
@@ -119,12 +120,12 @@ func TestKilledAtEachStep(t *testing.T) {
 func TestKilledWhileKept(t *testing.T) {
 	owner := gone
 	owner.Keep = true
-	units := []string{"0000:01:00.0", "0000:02:00.0"}
+	units := []string{"0000:01:00.0", "0000:02:00.0", vgpu}
 	// taken tells how many of a unit's functions are; it fails when some are.
 	taken := func(f *fake, addresses ...string) bool {
 		n := 0
 		for _, a := range addresses {
-			if f.driver(a) == vfioDriver {
+			if f.driver(a) == vfioDriver || a == vgpu && f.owners["/dev/vfio/77"] == vmUser {
 				n++
 			}
 		}
@@ -137,6 +138,7 @@ func TestKilledWhileKept(t *testing.T) {
 	for n, ended := 0, false; !ended; n++ {
 		for k, released := 0, false; !released; k++ {
 			f, m := manager(t, cards()...)
+			f.mediate(vgpu, "0000:00:1f.0", "77")
 			before := f.state()
 			killAt(m, n)
 			ended = survive(func() {
@@ -145,7 +147,7 @@ func TestKilledWhileKept(t *testing.T) {
 				}
 			})
 			recoverAll(t, m, k)
-			if !taken(f, "0000:01:00.0", "0000:01:00.1", "0000:02:00.0") {
+			if !taken(f, "0000:01:00.0", "0000:01:00.1", "0000:02:00.0", vgpu) {
 				if diff := cmp.Diff(before, f.state()); diff != "" {
 					t.Fatalf("bind killed at %d: %s", n, diff)
 				}
@@ -160,10 +162,10 @@ func TestKilledWhileKept(t *testing.T) {
 			})
 			recoverAll(t, m, 0)
 			releasedOnce = releasedOnce || !released && !taken(f, "0000:01:00.0", "0000:01:00.1")
-			if !taken(f, units[1]) {
-				t.Fatalf("bind killed at %d, release at %d: the other card went along", n, k)
+			if !taken(f, units[1], vgpu) {
+				t.Fatalf("bind killed at %d, release at %d: the others went along", n, k)
 			}
-			for i, unit := range [][]string{{"0000:01:00.0", "0000:01:00.1"}, {"0000:02:00.0"}} {
+			for i, unit := range [][]string{{"0000:01:00.0", "0000:01:00.1"}, {"0000:02:00.0"}, {vgpu}} {
 				if taken(f, unit...) {
 					if _, err := m.Release(t.Context(), units[i]); err != nil {
 						t.Fatal(err)
@@ -418,12 +420,17 @@ func TestRefusalWritesNothing(t *testing.T) {
 func FuzzJournal(f *testing.F) {
 	f.Add([]byte(`{"version":2,"bootID":"x","bind":"b","owner":{"name":"a","process":{"pid":1,"start":2},"keep":false},"user":0,"address":"0000:01:00.0","unit":"0000:01:00.0","id":"10de:20f1","group":"1","driver":"nvidia","override":"","vfio":"vfio-pci","prebound":false,"grants":[{"path":"/dev/vfio/1","was":0}],"step":"unbind","time":"2026-01-02T03:04:05Z"}`))
 	f.Add([]byte(`{"version":2,"address":"0000:01:00.0","unit":"0000:01:00.0","id":"10de:20f1","driver":"../x","vfio":"vfio-pci","grants":[{"path":"/etc/passwd"}],"step":"unbind"}`))
+	f.Add([]byte(`{"version":2,"bootID":"x","bind":"b","owner":{"name":"a","process":{"pid":1,"start":2},"keep":false},"user":0,"address":"` + vgpu + `","unit":"` + vgpu + `","id":"","group":"77","driver":"vfio_mdev","override":"","vfio":"vfio_mdev","prebound":true,"grants":[{"path":"/dev/vfio/devices/vfio3","was":0}],"step":"grant","time":"2026-01-02T03:04:05Z"}`))
+	f.Add([]byte(`{"version":2,"address":"` + vgpu + `","unit":"0000:01:00.0","driver":"x","vfio":"x","prebound":false,"step":"grant"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		j, err := parseJournal(data)
 		if err != nil {
 			return
 		}
 		if strings.ContainsAny(j.Driver+j.Override+j.VFIO+j.Group+j.Address, "/\n\x00") || j.Driver == ".." {
+			t.Errorf("%+v", j)
+		}
+		if !IsUUID(j.Address) && !isVFIO(j.VFIO) || IsUUID(j.Address) && (j.Unit != j.Address || !j.Prebound) {
 			t.Errorf("%+v", j)
 		}
 		for _, g := range j.Grants {

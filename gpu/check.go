@@ -41,6 +41,7 @@ const (
 	Prebound      = "prebound"
 	VirtualFn     = "virtual-function"
 	HasVirtualFns = "has-virtual-functions"
+	HasMediated   = "has-mediated-devices"
 	MIG           = "mig"
 	Mediated      = "mediated"
 	VGPU          = "vgpu"
@@ -88,6 +89,11 @@ func checkHost(inv *Inventory) (findings []Finding) {
 	default:
 		findings = append(findings, Finding{Code: NoVFIO, Severity: Problem, Detail: "this kernel has no vfio-pci driver", Fix: "boot a kernel with CONFIG_VFIO_PCI, such as Debian's linux-image-amd64"})
 	}
+	return append(findings, checkMemlock(inv)...)
+}
+
+// checkMemlock looks at what may be locked, as a machine's memory is for a device.
+func checkMemlock(inv *Inventory) (findings []Finding) {
 	if inv.Memlock < memlockWanted {
 		findings = append(findings, Finding{Code: MemlockLow, Severity: Warning,
 			Detail: fmt.Sprintf("you may lock %d KiB of memory; a machine with a card locks all of its memory and 1 GiB besides", inv.Memlock>>10),
@@ -142,11 +148,7 @@ func checkUse(f *Device) (findings []Finding) {
 			Fix: "add video=efifb:off to the kernel's command line, or keep the card's driver from loading; --force takes it all the same"})
 	}
 	if len(f.Holders) > 0 {
-		var who []string
-		for _, h := range f.Holders {
-			who = append(who, fmt.Sprintf("%s (process %d, %s)", h.Command, h.PID, h.Path))
-		}
-		findings = append(findings, Finding{Code: Held, Severity: Problem, Forcible: !isVFIO(f.Driver), Device: f.Address, Detail: "it is in use by " + strings.Join(who, ", "),
+		findings = append(findings, Finding{Code: Held, Severity: Problem, Forcible: !isVFIO(f.Driver), Device: f.Address, Detail: "it is in use by " + holders(f.Holders),
 			Fix: "stop them; nvidia-persistenced with systemctl stop nvidia-persistenced"})
 	}
 	if f.Driver != "" && !isVFIO(f.Driver) && f.Override != "" && f.Override != f.Driver {
@@ -176,6 +178,10 @@ func checkKind(inv *Inventory, d *Device, unit []*Device) (findings []Finding) {
 			findings = append(findings, Finding{Code: HasVirtualFns, Severity: Problem, Device: f.Address, Detail: fmt.Sprintf("%d virtual functions live on it and need its driver", f.NumVFs),
 				Fix: "bind one of those instead, or end them with echo 0 | sudo tee " + pciDevices + "/" + f.Address + "/sriov_numvfs"})
 		}
+		if len(f.Mediated) > 0 {
+			findings = append(findings, Finding{Code: HasMediated, Severity: Problem, Device: f.Address, Detail: "mediated devices live on it and need its driver: " + strings.Join(f.Mediated, ", "),
+				Fix: "take one of those instead, by its UUID, or end them with echo 1 | sudo tee " + mdevDevices + "/" + f.Mediated[0] + "/remove"})
+		}
 	}
 	findings = append(findings, checkParts(d)...)
 	if d.Variant != "" && !isVFIO(d.Driver) {
@@ -194,7 +200,7 @@ func checkParts(d *Device) (findings []Finding) {
 		findings = append(findings, Finding{Code: code, Severity: Warning, Device: d.Address, Detail: detail, Fix: fix})
 	}
 	if len(d.MdevTypes) > 0 {
-		add(Mediated, "it can be divided into mediated devices ("+strings.Join(d.MdevTypes, ", ")+"), which are not PCI functions; binding takes all of it", "")
+		add(Mediated, "it can be divided into mediated devices ("+strings.Join(d.MdevTypes, ", ")+"), which are not PCI functions and go by their UUID; binding takes all of it", "")
 	}
 	if d.Vendor == nvidia && d.Class>>8 == 0x0302 && d.Driver == "nvidia" {
 		add(MIG, "MIG slices are not PCI functions and cannot be passed on one by one; binding takes the whole card", "where MIG is in use, end it first: sudo nvidia-smi -mig 0")

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -22,8 +20,6 @@ type Want struct {
 // NoNode is any NUMA node.
 const NoNode = -1
 
-var uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
-
 // Choose finds devices for all wants, or fails with what is in the way of the
 // first that it cannot fulfil. Of several it takes those that are free, on node
 // first, and then on the node of those that were chosen before. taken tells who
@@ -32,12 +28,12 @@ func Choose(inv *Inventory, wants []Want, node int, taken map[string]string) ([]
 	c := chooser{inv: inv, node: node, taken: taken}
 	var slots []vm.Slot
 	for _, w := range wants {
-		if uuidPattern.MatchString(strings.ToLower(w.Use)) {
-			slot, err := inv.mediated(strings.ToLower(w.Use))
+		if uuid := strings.ToLower(w.Use); IsUUID(uuid) {
+			m, err := c.part(uuid)
 			if err != nil {
 				return nil, err
 			}
-			slots = append(slots, slot)
+			slots = append(slots, m.slot())
 			continue
 		}
 		devices, err := c.choose(w)
@@ -51,7 +47,7 @@ func Choose(inv *Inventory, wants []Want, node int, taken map[string]string) ([]
 	// Only all together show whether a group goes to one machine whole.
 	for _, d := range c.chosen {
 		if f := inTheWay(Check(inv, d, c.chosen...)); f != nil {
-			return nil, refusal(d, *f)
+			return nil, refusal(d.Address, *f)
 		}
 	}
 	return slots, nil
@@ -62,6 +58,27 @@ type chooser struct {
 	node   int
 	taken  map[string]string
 	chosen []*Device
+	parts  []*Mdev // chosen too
+}
+
+// part finds a mediated device that is free.
+func (c *chooser) part(uuid string) (*Mdev, error) {
+	m, err := c.inv.FindMediated(uuid)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(c.parts, m) {
+		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("%s is named twice", uuid))
+	}
+	c.parts = append(c.parts, m)
+	if who := c.taken[uuid]; who != "" {
+		return nil, takenAlready(uuid, who)
+	}
+	return m, m.free(c.inv)
+}
+
+func takenAlready(name, who string) error {
+	return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s is taken already, by %s", name, who)), "agentvm gpu release "+name)
 }
 
 func (c *chooser) choose(w Want) ([]*Device, error) {
@@ -137,11 +154,11 @@ func (c *chooser) free(d *Device) error {
 			}
 		}
 		if who := c.taken[f.Address]; who != "" {
-			return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s is taken already, by %s", f.Address, who)), "agentvm gpu release "+f.Address)
+			return takenAlready(f.Address, who)
 		}
 	}
 	if f := inTheWay(Check(c.inv, d)); f != nil && f.Code != Companions {
-		return refusal(d, *f)
+		return refusal(d.Address, *f)
 	}
 	return nil
 }
@@ -155,8 +172,8 @@ func inTheWay(findings []Finding) *Finding {
 	return nil
 }
 
-func refusal(d *Device, f Finding) error {
-	return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s cannot be taken: %s", cmp.Or(f.Device, d.Address), f.Detail)), f.Fix)
+func refusal(name string, f Finding) error {
+	return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s cannot be taken: %s", cmp.Or(f.Device, name), f.Detail)), f.Fix)
 }
 
 // slot describes a device, with every function of its slot, to a machine.
@@ -174,31 +191,4 @@ func (inv *Inventory) slot(d *Device, rom string) (s vm.Slot) {
 		s.Functions = append(s.Functions, v)
 	}
 	return s
-}
-
-// mdevDevices is where the kernel lists mediated devices.
-const mdevDevices = "/sys/bus/mdev/devices"
-
-// mediated describes a mediated device, which its driver has made and keeps.
-func (inv *Inventory) mediated(uuid string) (vm.Slot, error) {
-	for _, m := range inv.Mediated {
-		if m.UUID == uuid {
-			return vm.Slot{Functions: []vm.Function{{Mediated: uuid, Name: m.Type, Group: m.Group, HideROM: true}}}, nil
-		}
-	}
-	return vm.Slot{}, vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("this host has no mediated device %s", uuid)),
-		"make one: echo "+uuid+" | sudo tee /sys/bus/pci/devices/ADDRESS/mdev_supported_types/TYPE/create")
-}
-
-// Mdev is a mediated device: a part of a card that its driver gives away.
-type Mdev struct {
-	UUID, Type, Group string
-}
-
-func (h Host) mediated() (list []Mdev) {
-	for _, uuid := range h.names(mdevDevices) {
-		dir := filepath.Join(mdevDevices, uuid)
-		list = append(list, Mdev{UUID: uuid, Type: cmp.Or(h.text(dir, "mdev_type", "name"), h.link(dir, "mdev_type")), Group: h.link(dir, "iommu_group")})
-	}
-	return list
 }

@@ -130,6 +130,28 @@ func resourceLines(bars ...string) string {
 	return strings.Join(bars, "\n")
 }
 
+// mediate makes a mediated device, a part of a card, with nodes of both kinds.
+func (f *fake) mediate(uuid, card, group string) {
+	f.t.Helper()
+	at := filepath.Join("/sys/devices/pci0000:00", card, uuid)
+	f.put(at+"/mdev_type/name", "GRID T4-2Q\n")
+	f.symlink("../../../../kernel/iommu_groups/"+group, at+"/iommu_group")
+	f.symlink("../../../../bus/mdev/drivers/nvidia-vgpu-vfio", at+"/driver")
+	f.put(at+"/vfio-dev/vfio"+group+"/dev", "")
+	f.put("/dev/vfio/"+group, "")
+	f.put("/dev/vfio/devices/vfio"+group, "")
+	f.symlink("../../../devices/pci0000:00/"+card+"/"+uuid, filepath.Join(mdevDevices, uuid))
+}
+
+// unmediate removes one, as writing to its file remove does.
+func (f *fake) unmediate(uuid, group string) {
+	f.must(os.Remove(f.at(mdevDevices, uuid)))
+	for _, node := range []string{"/dev/vfio/" + group, "/dev/vfio/devices/vfio" + group} {
+		f.must(os.Remove(f.at(node)))
+		delete(f.owners, node)
+	}
+}
+
 func (f *fake) host() Host {
 	return Host{Root: f.root, Write: f.write, Viable: f.viable, Chown: f.chown}
 }

@@ -21,11 +21,11 @@ var nodePattern = regexp.MustCompile(`^/dev/vfio/([0-9]+|devices/vfio[0-9]+)$`)
 func (m *Manager) grant(taken []*Journal, uid int) error {
 	var seen []string
 	for _, j := range taken {
-		nodes := []string{"/dev/vfio/" + j.Group}
-		for _, name := range m.Host.names(pciDevices, j.Address, "vfio-dev") {
-			nodes = append(nodes, "/dev/vfio/devices/"+name)
+		dir := pciDevices
+		if j.mediated() {
+			dir = mdevDevices
 		}
-		for _, path := range nodes {
+		for _, path := range m.Host.vfioNodes(j.Group, filepath.Join(dir, j.Address)) {
 			was, err := m.owner(path)
 			if slices.Contains(seen, path) || errors.Is(err, fs.ErrNotExist) { // a kernel may have either kind alone
 				continue

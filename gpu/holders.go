@@ -2,6 +2,7 @@ package gpu
 
 import (
 	"cmp"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,19 @@ type Holder struct {
 	PID     int    `json:"pid"`
 	Command string `json:"command"`
 	Path    string `json:"path"`
+}
+
+// String tells people of a holder.
+func (h Holder) String() string {
+	return fmt.Sprintf("%s (process %d, %s)", h.Command, h.PID, h.Path)
+}
+
+func holders(list []Holder) string {
+	var who []string
+	for _, h := range list {
+		who = append(who, h.String())
+	}
+	return strings.Join(who, ", ")
 }
 
 // nodes lists the files of /dev that lead to a function.
@@ -30,13 +44,8 @@ func (h Host) nodes(d *Device) (nodes []string) {
 			nodes = append(nodes, "/dev/nvidia*")
 		}
 	}
-	if isVFIO(d.Driver) && d.Group != "" {
-		nodes = append(nodes, "/dev/vfio/"+d.Group)
-	}
 	if isVFIO(d.Driver) {
-		for _, name := range h.names(pciDevices, d.Address, "vfio-dev") {
-			nodes = append(nodes, "/dev/vfio/devices/"+name)
-		}
+		nodes = append(nodes, h.vfioNodes(d.Group, filepath.Join(pciDevices, d.Address))...)
 	}
 	return nodes
 }
@@ -54,11 +63,20 @@ func (h Host) nvidiaMinor(address string) string {
 // findHolders notes at each device who has its nodes open. Other users'
 // processes are open to root alone, and processes that end meanwhile are gone.
 func (h Host) findHolders(inv *Inventory) {
-	wanted := false
-	for _, d := range inv.Devices {
-		wanted = wanted || len(d.Nodes) > 0
+	type watched struct {
+		nodes   []string
+		holders *[]Holder
 	}
-	if !wanted {
+	var all []watched
+	for _, d := range inv.Devices {
+		if len(d.Nodes) > 0 {
+			all = append(all, watched{d.Nodes, &d.Holders})
+		}
+	}
+	for _, m := range inv.Mediated {
+		all = append(all, watched{m.Nodes, &m.Holders})
+	}
+	if len(all) == 0 {
 		return
 	}
 	for _, name := range h.names("/proc") {
@@ -73,15 +91,15 @@ func (h Host) findHolders(inv *Inventory) {
 				continue
 			}
 			seen[target] = true
-			for _, d := range inv.Devices {
-				if slices.ContainsFunc(d.Nodes, func(node string) bool { ok, _ := filepath.Match(node, target); return ok }) {
-					d.Holders = append(d.Holders, Holder{PID: pid, Command: h.text("/proc", name, "comm"), Path: target})
+			for _, w := range all {
+				if slices.ContainsFunc(w.nodes, func(node string) bool { ok, _ := filepath.Match(node, target); return ok }) {
+					*w.holders = append(*w.holders, Holder{PID: pid, Command: h.text("/proc", name, "comm"), Path: target})
 				}
 			}
 		}
 	}
-	for _, d := range inv.Devices {
-		slices.SortFunc(d.Holders, func(a, b Holder) int {
+	for _, w := range all {
+		slices.SortFunc(*w.holders, func(a, b Holder) int {
 			return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Path, b.Path))
 		})
 	}

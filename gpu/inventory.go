@@ -41,8 +41,9 @@ type Device struct {
 	NumVFs      int      `json:"sriovNumVFs,omitempty"`
 	TotalVFs    int      `json:"sriovTotalVFs,omitempty"`
 	MdevTypes   []string `json:"mdevTypes,omitempty"`
-	Nodes       []string `json:"nodes,omitempty"`   // of /dev
-	Holders     []Holder `json:"holders,omitempty"` // who has a node open
+	Mediated    []string `json:"mediated,omitempty"` // UUIDs of the mediated devices that it gives away
+	Nodes       []string `json:"nodes,omitempty"`    // of /dev
+	Holders     []Holder `json:"holders,omitempty"`  // who has a node open
 	Bridge      bool     `json:"bridge,omitempty"`
 }
 
@@ -96,7 +97,7 @@ func (d *Device) IsSwitch() bool { return d.Class>>8 == 0x0680 }
 // Inventory is what a host has, at one moment.
 type Inventory struct {
 	Devices  []*Device // every PCI function, by address
-	Mediated []Mdev    // by UUID
+	Mediated []*Mdev   // by UUID
 
 	IOMMU         bool   // there are IOMMU groups
 	CPUVendor     string // GenuineIntel, AuthenticAMD, …
@@ -172,7 +173,7 @@ func (h Host) Inventory() (*Inventory, error) {
 		d.Variant = variants.best(d.Modalias)
 		inv.Devices = append(inv.Devices, d)
 	}
-	inv.Mediated = h.mediated()
+	inv.Mediated = h.mediated(inv)
 	gpus := inv.GPUs()
 	h.nameDevices(gpus)
 	h.findHolders(inv)

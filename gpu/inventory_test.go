@@ -151,6 +151,7 @@ func TestCheck(t *testing.T) {
 		{"prebound", func(_ *Inventory, c, _, _ *Device) { c.Driver = vfioDriver }, nil, []string{Prebound}},
 		{"virtual function", func(_ *Inventory, c, _, _ *Device) { c.PhysFn = "0000:02:00.0" }, []string{Companions}, []string{VirtualFn}},
 		{"has virtual functions", func(_ *Inventory, c, _, _ *Device) { c.NumVFs = 4 }, []string{HasVirtualFns}, nil},
+		{"has mediated devices", func(_ *Inventory, c, _, _ *Device) { c.Mediated = []string{vgpu} }, []string{HasMediated}, nil},
 		{"mediated", func(_ *Inventory, c, _, _ *Device) { c.MdevTypes = []string{"nvidia-63"} }, nil, []string{Mediated}},
 		{"MIG", func(_ *Inventory, c, _, _ *Device) { c.Class, c.Driver = 0x030200, "nvidia" }, nil, []string{MIG}},
 		{"vGPU", func(_ *Inventory, c, _, _ *Device) { c.TotalVFs = 20 }, nil, []string{VGPU}},

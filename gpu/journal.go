@@ -40,20 +40,21 @@ type Owner struct {
 	Keep    bool      `json:"keep"`    // once bound it stays so after the process has ended
 }
 
-// Journal is what a function was like before it was taken, and how far that went.
+// Journal is what a function, or a mediated device, was like before it was taken,
+// and how far that went.
 type Journal struct {
 	Version  int       `json:"version"`
 	Boot     string    `json:"bootID"`
 	Bind     string    `json:"bind"` // the same in all that were taken at once
 	Owner    Owner     `json:"owner"`
-	User     int       `json:"user"` // who may use it: a user id
-	Address  string    `json:"address"`
-	Unit     string    `json:"unit"` // the first address of what is taken and given back whole
-	ID       string    `json:"id"`   // vendor:device
+	User     int       `json:"user"`    // who may use it: a user id
+	Address  string    `json:"address"` // or the UUID of a mediated device
+	Unit     string    `json:"unit"`    // the first address of what is taken and given back whole
+	ID       string    `json:"id"`      // vendor:device; of a mediated device that of its card, if any
 	Group    string    `json:"group"`
 	Driver   string    `json:"driver"`   // original, "" for none
 	Override string    `json:"override"` // original, "" when unset
-	VFIO     string    `json:"vfio"`     // vfio-pci, or the variant that it is given to
+	VFIO     string    `json:"vfio"`     // vfio-pci, or the variant that it is given to; of a mediated device its driver
 	Prebound bool      `json:"prebound"` // on it already: nothing is done to it
 	Grants   []Grant   `json:"grants,omitempty"`
 	Step     Step      `json:"step"`
@@ -77,20 +78,11 @@ func parseJournal(data []byte) (*Journal, error) {
 	if err := dec.Decode(&j); err != nil {
 		return nil, err
 	}
-	switch {
-	case j.Version != journalVersion:
+	if j.Version != journalVersion {
 		return nil, fmt.Errorf("it is of version %d, this program knows %d", j.Version, journalVersion)
-	case !fullAddress(j.Address):
-		return nil, fmt.Errorf("%q is not an address", j.Address)
-	case !fullAddress(j.Unit):
-		return nil, fmt.Errorf("%q is not an address", j.Unit)
-	case !idPattern.MatchString(j.ID):
-		return nil, fmt.Errorf("%q is not an id", j.ID)
-	case !plainName(j.Driver), !plainName(j.Override), !plainName(j.Group):
-		return nil, fmt.Errorf("driver %q, override %q or group %q is not a name", j.Driver, j.Override, j.Group)
 	}
-	if !isVFIO(j.VFIO) || !plainName(j.VFIO) {
-		return nil, fmt.Errorf("%q is not a driver of VFIO", j.VFIO)
+	if err := j.named(); err != nil {
+		return nil, err
 	}
 	for _, g := range j.Grants {
 		if !nodePattern.MatchString(g.Path) {
@@ -102,6 +94,27 @@ func parseJournal(data []byte) (*Journal, error) {
 		return &j, nil
 	}
 	return nil, fmt.Errorf("unknown step %q", j.Step)
+}
+
+// named sees that what a journal names is what can be taken.
+func (j *Journal) named() error {
+	switch {
+	case j.mediated() && j.Unit != j.Address:
+		return fmt.Errorf("%q is not the mediated device %s", j.Unit, j.Address)
+	case j.mediated() && !j.Prebound:
+		return fmt.Errorf("the mediated device %s has a driver of its own", j.Address)
+	case !j.mediated() && !fullAddress(j.Address):
+		return fmt.Errorf("%q is not an address", j.Address)
+	case !j.mediated() && !fullAddress(j.Unit):
+		return fmt.Errorf("%q is not an address", j.Unit)
+	case !idPattern.MatchString(j.ID) && !(j.mediated() && j.ID == ""):
+		return fmt.Errorf("%q is not an id", j.ID)
+	case !plainName(j.Driver), !plainName(j.Override), !plainName(j.Group):
+		return fmt.Errorf("driver %q, override %q or group %q is not a name", j.Driver, j.Override, j.Group)
+	case !plainName(j.VFIO), !j.mediated() && !isVFIO(j.VFIO):
+		return fmt.Errorf("%q is not a driver of VFIO", j.VFIO)
+	}
+	return nil
 }
 
 func fullAddress(s string) bool { return addressPattern.MatchString(s) && strings.Count(s, ":") == 2 }
@@ -183,7 +196,8 @@ func syncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Journal reads the journal of one function; nil when it has none.
+// Journal reads the journal of one function, or of the mediated device of a
+// UUID; nil when it has none.
 func (m *Manager) Journal(address string) (*Journal, error) {
 	data, err := os.ReadFile(m.journalPath(address))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -212,7 +226,7 @@ func (m *Manager) Journals() (list []*Journal, err error) {
 	var problems []error
 	for _, e := range entries {
 		address, ok := strings.CutSuffix(e.Name(), journalSuffix)
-		if !ok || !addressPattern.MatchString(address) {
+		if !ok || !addressPattern.MatchString(address) && !IsUUID(address) {
 			continue
 		}
 		j, err := m.Journal(address)

@@ -25,7 +25,7 @@ const (
 
 // Outcome is what was done about one function.
 type Outcome struct {
-	Address string `json:"address"`
+	Address string `json:"address"` // or the UUID of a mediated device
 	Action  Action `json:"action"`
 	Detail  string `json:"detail"`
 }
@@ -204,14 +204,19 @@ func distinct(problems []error) error {
 }
 
 // inUseBy refuses to take a device from under those who have it open: vfio-pci
-// would wait for them, and no write can be taken back.
+// would wait for them, and no write can be taken back. A mediated device would
+// look free, and be refused to the next.
 func inUseBy(inv *Inventory, j *Journal) error {
-	d := inv.Get(j.Address)
-	if d == nil || j.Prebound || !isVFIO(d.Driver) || len(d.Holders) == 0 {
+	var open []Holder
+	if d, part := inv.Get(j.Address), inv.GetMediated(j.Address); part != nil {
+		open = part.Holders
+	} else if d != nil && !j.Prebound && isVFIO(d.Driver) {
+		open = d.Holders
+	}
+	if len(open) == 0 {
 		return nil
 	}
-	h := d.Holders[0]
-	return vm.WithHint(fmt.Errorf("%s is in use by %s (process %d, %s)", j.Address, h.Command, h.PID, h.Path), "end it first")
+	return vm.WithHint(fmt.Errorf("%s is in use by %s", j.Address, holders(open)), "end it first")
 }
 
 // restore gives one function back, from wherever taking it or giving it back
@@ -229,6 +234,13 @@ func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 	}
 	if j.Boot != m.boot() {
 		return done(Dropped, "the host has booted since, which undid the binding")
+	}
+	if j.mediated() {
+		action, detail, err := m.restoreMediated(j)
+		if err != nil {
+			return fail(err)
+		}
+		return done(action, "%s", detail)
 	}
 	if err := m.revoke(j); err != nil {
 		return fail(err)

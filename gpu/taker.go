@@ -8,7 +8,7 @@ import (
 
 // Request asks for devices.
 type Request struct {
-	Devices []string // full addresses; each brings every function of its slot
+	Devices []string // full addresses, each of which brings every function of its slot, or UUIDs of mediated devices
 	Owner   Owner    // who stands behind it
 	Force   bool     // against findings that can be overruled
 
@@ -42,7 +42,8 @@ type Request struct {
 // devices back. QEMU dies with its supervisor, so that they are free by then.
 type Taker interface {
 	// Bind gives devices, with all functions of their slots, to VFIO, and
-	// returns their journals. It does all of it or nothing.
+	// returns their journals. Of mediated devices, which their driver keeps, only
+	// the nodes change hands. It does all of it or nothing.
 	Bind(ctx context.Context, r Request) ([]*Journal, error)
 
 	// Release gives back the devices at these addresses, with the other

@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/gpu"
 	"github.com/agentvm/agentvm/gpu/helper"
@@ -190,8 +187,7 @@ func leftDevices(ctx context.Context, host gpu.Host) (findings []vm.Finding) {
 // takenDevices are devices that a machine has.
 type takenDevices struct {
 	taker     gpu.Taker
-	addresses []string
-	nodes     []string // of mediated devices, in /dev
+	addresses []string // or UUIDs of mediated devices
 }
 
 // Devices implements supervisor.Parts.
@@ -214,45 +210,22 @@ func (p parts) Devices(ctx context.Context, spec instance.Spec) (supervisor.Devi
 	}
 	var d takenDevices
 	for _, s := range spec.Machine.Slots {
-		if f := s.Functions[0]; f.Mediated != "" {
-			d.nodes = append(d.nodes, filepath.Join("/dev/vfio", f.Group))
-		} else {
-			d.addresses = append(d.addresses, f.Address)
-		}
+		d.addresses = append(d.addresses, cmp.Or(s.Functions[0].Mediated, s.Functions[0].Address))
 	}
 	if d.taker, err = helper.NewTaker(host); err != nil {
 		return nil, err
 	}
-	if len(d.addresses) > 0 {
-		if _, err := d.taker.Bind(ctx, gpu.Request{Devices: d.addresses, Owner: gpu.Owner{Name: spec.Name, Process: self}, User: user}); err != nil {
-			return nil, err
-		}
-	}
-	if err := d.own(user.UID); err != nil {
-		return nil, errors.Join(err, d.Release(context.WithoutCancel(ctx)))
+	if _, err := d.taker.Bind(ctx, gpu.Request{Devices: d.addresses, Owner: gpu.Owner{Name: spec.Name, Process: self}, User: user}); err != nil {
+		return nil, err
 	}
 	return d, nil
 }
 
-// own gives the nodes of mediated devices, which have no driver to change, to a user.
-func (d takenDevices) own(uid int) error {
-	for _, node := range d.nodes {
-		if err := unix.Lchown(node, uid, -1); err != nil {
-			return fmt.Errorf("give %s to user %d: %w", node, uid, err)
-		}
-	}
-	return nil
-}
-
 // Release implements supervisor.Devices.
 func (d takenDevices) Release(ctx context.Context) error {
-	err := d.own(0)
-	if len(d.addresses) == 0 {
-		return err
+	_, err := d.taker.Release(ctx, d.addresses...)
+	if errors.Is(err, vm.ErrNotFound) { // another command has given them back
+		return nil
 	}
-	_, releaseErr := d.taker.Release(ctx, d.addresses...)
-	if errors.Is(releaseErr, vm.ErrNotFound) { // another command has given them back
-		releaseErr = nil
-	}
-	return errors.Join(err, releaseErr)
+	return err
 }

@@ -24,7 +24,8 @@ func (a *app) gpuCommand() *cobra.Command {
 drivers and give them back. A machine takes those that agentvm.yaml names by itself.
 
 DEVICE is a PCI address (01:00.0), vendor:device (10de:2330), a part or a pattern of
-the name, or auto: the best card that is free.`,
+the name, auto: the best card that is free, or the UUID of a mediated device, which
+is a part of a card.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(a.gpuLsCommand(), a.gpuCheckCommand(), a.gpuBindCommand(), a.gpuReleaseCommand(), a.gpuRecoverCommand(), a.gpuHelperSetupCommand())
 	return cmd
@@ -104,7 +105,7 @@ func orDash(s string) string {
 
 // gpuCheckView is what gpu check says about one card.
 type gpuCheckView struct {
-	Address  string        `json:"address"`
+	Address  string        `json:"address"` // or the UUID of a mediated device
 	ID       string        `json:"id"`
 	Name     string        `json:"name"`
 	With     []string      `json:"with"` // what would be taken
@@ -116,37 +117,26 @@ func (a *app) gpuCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check [DEVICE]", Short: "Say whether a card can be taken, and what is in the way",
 		Long: `Say whether a card can be taken from the host, what is in the way and what to do about
-it; without DEVICE of every card. It changes nothing. The exit code is 3 when something
-is in the way of a card.`,
+it; without DEVICE of every card and mediated device. It changes nothing. The exit code
+is 3 when something is in the way of one.`,
 		Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeGPUs,
 		RunE: func(_ *cobra.Command, args []string) error {
 			_, inv, err := a.gpus()
 			if err != nil {
 				return err
 			}
-			devices := inv.GPUs()
-			if len(args) > 0 {
-				if devices, err = gpu.Select(inv, args[0]); err != nil {
-					return err
-				}
-			}
-			views := []gpuCheckView{}
-			bad := 0
-			for _, d := range devices {
-				v := gpuCheckView{Address: d.Address, ID: d.ID(), Name: d.Title(), Free: true, Findings: gpu.Check(inv, d)}
-				for _, f := range inv.Unit(d) {
-					v.With = append(v.With, f.Address)
-				}
-				for _, f := range v.Findings {
-					v.Free = v.Free && f.Severity != gpu.Problem
-				}
-				if !v.Free {
-					bad++
-				}
-				views = append(views, v)
+			views, err := checkGPUs(inv, args)
+			if err != nil {
+				return err
 			}
 			if err := a.showGPUChecks(views); err != nil {
 				return err
+			}
+			bad := 0
+			for _, v := range views {
+				if !v.Free {
+					bad++
+				}
 			}
 			if bad > 0 {
 				return vm.Classify(vm.ErrHost, fmt.Errorf("%d of %d cards cannot be taken", bad, len(views)))
@@ -156,6 +146,43 @@ is in the way of a card.`,
 	}
 	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
 	return cmd
+}
+
+// checkGPUs checks what the first of args, if any, names, else every card and
+// every mediated device.
+func checkGPUs(inv *gpu.Inventory, args []string) (views []gpuCheckView, err error) {
+	devices, parts := inv.GPUs(), inv.Mediated
+	if len(args) > 0 {
+		devices, parts = nil, nil
+		if uuid := strings.ToLower(args[0]); gpu.IsUUID(uuid) {
+			m, err := inv.FindMediated(uuid)
+			if err != nil {
+				return nil, err
+			}
+			parts = append(parts, m)
+		} else if devices, err = gpu.Select(inv, args[0]); err != nil {
+			return nil, err
+		}
+	}
+	views = []gpuCheckView{}
+	for _, d := range devices {
+		v := gpuCheckView{Address: d.Address, ID: d.ID(), Name: d.Title(), Findings: gpu.Check(inv, d)}
+		for _, f := range inv.Unit(d) {
+			v.With = append(v.With, f.Address)
+		}
+		views = append(views, v)
+	}
+	for _, m := range parts {
+		v := gpuCheckView{Address: m.UUID, Name: m.Type, With: []string{m.UUID}, Findings: gpu.CheckMediated(inv, m)}
+		if m.Card != nil {
+			v.ID = m.Card.ID()
+		}
+		views = append(views, v)
+	}
+	for i, v := range views {
+		views[i].Free = !slices.ContainsFunc(v.Findings, func(f gpu.Finding) bool { return f.Severity == gpu.Problem })
+	}
+	return views, nil
 }
 
 func (a *app) showGPUChecks(views []gpuCheckView) error {
@@ -226,6 +253,8 @@ host boots.`,
 			}
 			for _, j := range taken {
 				switch {
+				case gpu.IsUUID(j.Address):
+					a.noteLine("%s is taken; its driver, %s, keeps it", j.Address, j.VFIO)
 				case j.Prebound:
 					a.noteLine("%s was on %s already", j.Address, j.VFIO)
 				case j.Driver == "":
@@ -355,6 +384,12 @@ func (a *app) showOutcomes(outcomes []gpu.Outcome) error {
 
 func selectGPUs(inv *gpu.Inventory, args []string) (addresses []string, err error) {
 	for _, arg := range args {
+		if uuid := strings.ToLower(arg); gpu.IsUUID(uuid) {
+			if !slices.Contains(addresses, uuid) {
+				addresses = append(addresses, uuid)
+			}
+			continue
+		}
 		devices, err := gpu.Select(inv, arg)
 		if err != nil {
 			return nil, err
@@ -395,9 +430,9 @@ func gpuJournals(host gpu.Host) (findings []vm.Finding) {
 	case err != nil:
 		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingWarn, Detail: err.Error(), Fix: vm.Hint(err)})
 	case len(stale) > 0:
-		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingWarn, Detail: "taken from the host's drivers by processes that have ended: " + strings.Join(stale, ", "), Fix: "sudo agentvm gpu recover"})
+		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingWarn, Detail: "taken from the host by processes that have ended: " + strings.Join(stale, ", "), Fix: "sudo agentvm gpu recover"})
 	default:
-		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingOK, Detail: fmt.Sprintf("%d PCI functions are taken from the host's drivers; agentvm gpu release gives them back", len(journals))})
+		findings = append(findings, vm.Finding{Name: "cards", Status: vm.FindingOK, Detail: fmt.Sprintf("%d PCI functions or mediated devices are taken from the host; agentvm gpu release gives them back", len(journals))})
 	}
 	return findings
 }

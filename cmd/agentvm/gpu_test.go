@@ -64,6 +64,41 @@ func TestGPULs(t *testing.T) {
 	}
 }
 
+// TestGPUMediated: a part of a card goes by its UUID, in any case.
+func TestGPUMediated(t *testing.T) {
+	const uuid = "c2177883-f1bb-47f0-914d-32a22e3a8804"
+	a, stdout, _ := cardHost(t)
+	card := filepath.Join(a.gpuRoot, "sys/bus/pci/devices/0000:3b:00.0")
+	part, mdevs := filepath.Join(card, uuid), filepath.Join(a.gpuRoot, "sys/bus/mdev/devices")
+	if err := errors.Join(os.MkdirAll(filepath.Join(part, "mdev_type"), 0o755), os.WriteFile(filepath.Join(part, "mdev_type/name"), []byte("GRID T4-2Q\n"), 0o600),
+		os.MkdirAll(mdevs, 0o755), os.Symlink(part, filepath.Join(mdevs, uuid))); err != nil {
+		t.Fatal(err)
+	}
+	err := a.run("gpu", "check", strings.ToUpper(uuid))
+	if want := uuid + " GRID T4-2Q: cannot be taken, with " + uuid + "\n  problem  no driver has it\n"; !errors.Is(err, vm.ErrHost) || !strings.HasPrefix(stdout.String(), want) {
+		t.Error(err, stdout)
+	}
+	if err := errors.Join(os.Symlink("x/nvidia-vgpu-vfio", filepath.Join(part, "driver")), os.Symlink("x/77", filepath.Join(part, "iommu_group"))); err != nil {
+		t.Fatal(err)
+	}
+	stdout.Reset()
+	var views []gpuCheckView
+	err = a.run("gpu", "check", "--json")
+	if !errors.Is(err, vm.ErrHost) || json.Unmarshal(stdout.Bytes(), &views) != nil || len(views) != 2 || views[0].Free || !views[1].Free || views[1].Address != uuid || views[1].ID != "10de:2330" {
+		t.Error(err, stdout)
+	}
+	if !slices.ContainsFunc(views[0].Findings, func(f gpu.Finding) bool { return f.Code == gpu.HasMediated }) {
+		t.Error("the card:", stdout)
+	}
+	err = a.run("gpu", "release", uuid)
+	if want := uuid + " was not taken by agentvm"; os.Geteuid() == 0 && (!errors.Is(err, vm.ErrNotFound) || !strings.Contains(err.Error(), want)) {
+		t.Error(err)
+	}
+	if err := a.run("gpu", "check", "00000000"+uuid[8:]); !errors.Is(err, vm.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
 // TestNoGPU: a host without a card is no failure.
 func TestNoGPU(t *testing.T) {
 	for _, command := range []string{"ls", "check"} {
@@ -102,8 +137,8 @@ func TestDoctorTellsOfCardsLeftBehind(t *testing.T) {
 	}
 	journal := `{"version":2,"bootID":"x","bind":"b","owner":{"name":"gpu bind","process":{"pid":1,"start":1},"keep":true},"user":0,"address":"0000:3b:00.0","unit":"0000:3b:00.0","id":"10de:2330","group":"1","driver":"nvidia","override":"","vfio":"vfio-pci","prebound":false,"step":%q,"time":"2026-01-02T03:04:05Z"}`
 	for step, want := range map[gpu.Step]vm.Finding{
-		gpu.StepKept:  {Name: "cards", Status: vm.FindingOK, Detail: "1 PCI functions are taken from the host's drivers; agentvm gpu release gives them back"},
-		gpu.StepBound: {Name: "cards", Status: vm.FindingWarn, Detail: "taken from the host's drivers by processes that have ended: 0000:3b:00.0", Fix: "sudo agentvm gpu recover"},
+		gpu.StepKept:  {Name: "cards", Status: vm.FindingOK, Detail: "1 PCI functions or mediated devices are taken from the host; agentvm gpu release gives them back"},
+		gpu.StepBound: {Name: "cards", Status: vm.FindingWarn, Detail: "taken from the host by processes that have ended: 0000:3b:00.0", Fix: "sudo agentvm gpu recover"},
 	} {
 		if err := os.WriteFile(filepath.Join(dir, "0000:3b:00.0.json"), fmt.Appendf(nil, journal, step), 0o600); err != nil {
 			t.Fatal(err)
@@ -129,7 +164,7 @@ func TestGPUJSONIsDocumented(t *testing.T) {
 func TestGPUFindingsAreDocumented(t *testing.T) {
 	said := spans(section(t, readDoc(t, "docs/gpu.md"), "## What is in the way"))
 	for _, code := range []string{gpu.NoIOMMU, gpu.NoVFIO, gpu.NoGroup, gpu.Companions, gpu.BootVGA, gpu.Framebuffer, gpu.Held, gpu.OtherOverride, gpu.HoldersHidden, gpu.MemlockLow,
-		gpu.NoReset, gpu.Prebound, gpu.VirtualFn, gpu.HasVirtualFns, gpu.MIG, gpu.Mediated, gpu.VGPU, gpu.VariantDriver} {
+		gpu.NoReset, gpu.Prebound, gpu.VirtualFn, gpu.HasVirtualFns, gpu.HasMediated, gpu.MIG, gpu.Mediated, gpu.VGPU, gpu.VariantDriver} {
 		if !slices.Contains(said, code) {
 			t.Errorf("docs/gpu.md does not mention %s", code)
 		}

@@ -30,7 +30,7 @@ type allowList struct {
 
 type allowRule struct {
 	Users   []string `yaml:"users"`   // names, or numbers of users
-	Devices []string `yaml:"devices"` // addresses, vendor:device, or any: every card and accelerator
+	Devices []string `yaml:"devices"` // addresses, vendor:device, UUIDs of mediated devices, or any: every card and accelerator
 }
 
 // anyCard stands for all that [gpu.Device.Endpoint] is true of.
@@ -79,8 +79,8 @@ func parseAllowList(data []byte) (list allowList, err error) {
 			return allowList{}, fmt.Errorf("rule %d: a user's name is empty", i+1)
 		}
 		for _, d := range r.Devices {
-			if d != anyCard && !addressPattern.MatchString(d) && !idPattern.MatchString(d) {
-				return allowList{}, fmt.Errorf("rule %d: %q is neither an address (0000:01:00.0) nor vendor:device (10de:2330) nor %s", i+1, d, anyCard)
+			if d != anyCard && !addressPattern.MatchString(d) && !idPattern.MatchString(d) && !gpu.IsUUID(d) {
+				return allowList{}, fmt.Errorf("rule %d: %q is neither an address (0000:01:00.0) nor vendor:device (10de:2330) nor the UUID of a mediated device nor %s", i+1, d, anyCard)
 			}
 		}
 	}
@@ -107,7 +107,8 @@ func (l allowList) of(c caller) (devices []string) {
 // permit decides whether these devices may go together, each with the rest of
 // its slot: what is a card of its own must be allowed itself; sound, USB and
 // the like of a slot in which a card is go along with it; and nothing else does.
-func permit(allowed []string, functions []*gpu.Device) error {
+// Who may take a card may take a part of it.
+func permit(allowed []string, functions []*gpu.Device, parts []*gpu.Mdev) error {
 	named := func(d *gpu.Device) bool {
 		return slices.Contains(allowed, d.Address) || slices.Contains(allowed, d.ID()) || d.Endpoint() && slices.Contains(allowed, anyCard)
 	}
@@ -123,6 +124,12 @@ func permit(allowed []string, functions []*gpu.Device) error {
 			continue
 		}
 		return vm.WithHint(vm.Classify(vm.ErrPolicy, fmt.Errorf("you may not take %s (%s)", d.Address, d.ID())), "root names it in "+AllowFile)
+	}
+	for _, m := range parts {
+		if slices.Contains(allowed, m.UUID) || m.Card != nil && named(m.Card) {
+			continue
+		}
+		return vm.WithHint(vm.Classify(vm.ErrPolicy, fmt.Errorf("you may not take %s", m.UUID)), "root names it, or its card, in "+AllowFile)
 	}
 	return nil
 }

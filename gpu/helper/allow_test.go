@@ -14,7 +14,7 @@ import (
 )
 
 func TestParseAllowList(t *testing.T) {
-	list, err := parseAllowList([]byte("version: 1\nallow:\n  - {users: [alice, \"1001\"], devices: [any]}\n  - {users: [bob], devices: [\"0000:01:00.0\", \"10de:2330\"]}\n  - {users: [alice], devices: [\"10de:1af1\"]}\n"))
+	list, err := parseAllowList([]byte("version: 1\nallow:\n  - {users: [alice, \"1001\"], devices: [any]}\n  - {users: [bob], devices: [\"0000:01:00.0\", \"10de:2330\"]}\n  - {users: [alice], devices: [\"10de:1af1\", " + vgpu + "]}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,7 +22,7 @@ func TestParseAllowList(t *testing.T) {
 		c    caller
 		want []string
 	}{
-		{caller{UID: 1000, Name: "alice"}, []string{"any", "10de:1af1"}},
+		{caller{UID: 1000, Name: "alice"}, []string{"any", "10de:1af1", vgpu}},
 		{caller{UID: 1001}, []string{"any"}},
 		{caller{UID: 1002, Name: "bob"}, []string{"0000:01:00.0", "10de:2330"}},
 		{caller{UID: 1003, Name: "eve"}, nil},
@@ -40,10 +40,11 @@ func TestParseAllowList(t *testing.T) {
 		"version: 1\nallows: []\n":              "unknown field",
 		"version: 1\nallow: [{users: [a]}]":     "no user or no device",
 		"version: 1\nallow: [{devices: [any]}]": "no user or no device",
-		"version: 1\nallow: [{users: [\"\"], devices: [any]}]":      "name is empty",
-		"version: 1\nallow: [{users: [a], devices: [\"*\"]}]":       "neither an address",
-		"version: 1\nallow: [{users: [a], devices: [\"01:00.0\"]}]": "neither an address",
-		"version: 1\nallow: [{users: [a], devices: [GPU]}]":         "neither an address",
+		"version: 1\nallow: [{users: [\"\"], devices: [any]}]":                               "name is empty",
+		"version: 1\nallow: [{users: [a], devices: [\"*\"]}]":                                "neither an address",
+		"version: 1\nallow: [{users: [a], devices: [\"01:00.0\"]}]":                          "neither an address",
+		"version: 1\nallow: [{users: [a], devices: [GPU]}]":                                  "neither an address",
+		"version: 1\nallow: [{users: [a], devices: [C2177883-F1BB-47F0-914D-32A22E3A8804]}]": "neither an address",
 	} {
 		if l, err := parseAllowList([]byte(bad)); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %+v, %v", bad, l, err)
@@ -76,25 +77,37 @@ func TestPermit(t *testing.T) {
 	disk := &gpu.Device{Address: "0000:01:00.3", Vendor: 0x144d, Device: 0xa808, Class: 0x010802}
 	second := &gpu.Device{Address: "0000:01:00.4", Vendor: 0x10de, Device: 0x2330, Class: 0x030200}
 	otherSound := &gpu.Device{Address: "0000:02:00.1", Vendor: 0x10de, Device: 0x1aef, Class: 0x040300}
+	part := func(of *gpu.Device) []*gpu.Mdev { return []*gpu.Mdev{{UUID: vgpu, Card: of}} }
 	for _, tt := range []struct {
 		name      string
 		allowed   []string
 		functions []*gpu.Device
-		refused   string // address
+		parts     []*gpu.Mdev
+		refused   string // address, or UUID
 	}{
-		{"a card with what it brings", []string{anyCard}, []*gpu.Device{card, sound, usb}, ""},
-		{"by address", []string{card.Address}, []*gpu.Device{card, sound, usb}, ""},
-		{"by id", []string{"10de:20f1"}, []*gpu.Device{card, sound}, ""},
-		{"another card", []string{"10de:2330"}, []*gpu.Device{card, sound}, card.Address},
-		{"nothing", nil, []*gpu.Device{card}, card.Address},
-		{"a disk in the slot", []string{anyCard}, []*gpu.Device{card, sound, disk}, disk.Address},
-		{"a disk that is named", []string{anyCard, disk.Address}, []*gpu.Device{card, disk}, ""},
-		{"a second card in the slot", []string{card.Address}, []*gpu.Device{card, second}, second.Address},
-		{"sound without its card", []string{anyCard}, []*gpu.Device{sound}, sound.Address},
-		{"sound of another slot", []string{anyCard}, []*gpu.Device{card, otherSound}, otherSound.Address},
-		{"a disk alone", []string{anyCard}, []*gpu.Device{disk}, disk.Address},
+		{"a part by its UUID", []string{vgpu}, nil, part(card), ""},
+		{"a part by its card", []string{card.Address}, nil, part(card), ""},
+		{"a part by its card's id", []string{"10de:20f1"}, nil, part(card), ""},
+		{"a part of any card", []string{anyCard}, nil, part(card), ""},
+		{"a part of another card", []string{second.Address}, nil, part(card), vgpu},
+		{"a part of what is no card", []string{anyCard}, nil, part(disk), vgpu},
+		{"a part of nothing known", []string{anyCard, card.Address}, nil, part(nil), vgpu},
+		{"such a part that is named", []string{vgpu}, nil, part(nil), ""},
+		{"a part, and a card that is not", []string{vgpu}, []*gpu.Device{card}, part(second), card.Address},
+		{"another part", []string{"c2177883-f1bb-47f0-914d-32a22e3a8805"}, nil, part(card), vgpu},
+		{"a card with what it brings", []string{anyCard}, []*gpu.Device{card, sound, usb}, nil, ""},
+		{"by address", []string{card.Address}, []*gpu.Device{card, sound, usb}, nil, ""},
+		{"by id", []string{"10de:20f1"}, []*gpu.Device{card, sound}, nil, ""},
+		{"another card", []string{"10de:2330"}, []*gpu.Device{card, sound}, nil, card.Address},
+		{"nothing", nil, []*gpu.Device{card}, nil, card.Address},
+		{"a disk in the slot", []string{anyCard}, []*gpu.Device{card, sound, disk}, nil, disk.Address},
+		{"a disk that is named", []string{anyCard, disk.Address}, []*gpu.Device{card, disk}, nil, ""},
+		{"a second card in the slot", []string{card.Address}, []*gpu.Device{card, second}, nil, second.Address},
+		{"sound without its card", []string{anyCard}, []*gpu.Device{sound}, nil, sound.Address},
+		{"sound of another slot", []string{anyCard}, []*gpu.Device{card, otherSound}, nil, otherSound.Address},
+		{"a disk alone", []string{anyCard}, []*gpu.Device{disk}, nil, disk.Address},
 	} {
-		err := permit(tt.allowed, tt.functions)
+		err := permit(tt.allowed, tt.functions, tt.parts)
 		if tt.refused == "" && err != nil || tt.refused != "" && (!errors.Is(err, vm.ErrPolicy) || !strings.Contains(err.Error(), tt.refused) || vm.Hint(err) == "") {
 			t.Errorf("%s: %v", tt.name, err)
 		}

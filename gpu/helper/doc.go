@@ -12,6 +12,8 @@
 //     nobody may. Functions of a slot that are neither named nor part of a card
 //     are refused with it.
 //   - All of package gpu's checks are made here again, and none can be overruled.
+//   - A mediated device goes to who may take it or its card. It is never made or
+//     removed here.
 //   - A device goes to the user who asked. Another's is not given back.
 //   - Each request is in the audit log before anything is done, and its result
 //     after it. Where the log cannot be written, nothing is done.

@@ -26,7 +26,7 @@ const (
 type request struct {
 	Version int       `json:"version"`
 	Do      string    `json:"do"`
-	Devices []string  `json:"devices,omitempty"` // full addresses
+	Devices []string  `json:"devices,omitempty"` // full addresses, or UUIDs of mediated devices
 	Name    string    `json:"name,omitempty"`    // of the owner, for people
 	Process vm.ProcID `json:"process,omitzero"`  // the owner; none: what is bound is kept
 }
@@ -85,8 +85,8 @@ func (r request) validate() error {
 		return errors.New("the request is none that is known")
 	}
 	for _, d := range r.Devices {
-		if !addressPattern.MatchString(d) {
-			return fmt.Errorf("%.40q is not the address of a device", d)
+		if !addressPattern.MatchString(d) && !gpu.IsUUID(d) {
+			return fmt.Errorf("%.40q is not the address of a device, nor a mediated one's UUID", d)
 		}
 	}
 	if r.Do != bind && (r.Name != "" || r.Process != vm.ProcID{}) {

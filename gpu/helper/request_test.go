@@ -15,6 +15,8 @@ const goodBind = `{"version":1,"do":"bind","devices":["0000:01:00.0"],"name":"ma
 func TestDecode(t *testing.T) {
 	for _, good := range []string{goodBind,
 		`{"version":1,"do":"release","devices":["10000:01:00.0","0000:02:00.7"]}`,
+		`{"version":1,"do":"bind","devices":["` + vgpu + `","0000:01:00.0"],"name":"machine x","process":{"pid":7,"start":9}}`,
+		`{"version":1,"do":"release","devices":["` + vgpu + `"]}`,
 		`{"version":1,"do":"recover"}` + "\n",
 	} {
 		if _, err := decode(strings.NewReader(good)); err != nil {
@@ -32,6 +34,10 @@ func TestDecode(t *testing.T) {
 		`{"version":1,"do":"bind","name":"x","devices":["auto"]}`:                                                      "not the address",
 		`{"version":1,"do":"bind","name":"x","devices":["0000:01:00.0/../../x"]}`:                                      "not the address",
 		`{"version":1,"do":"bind","name":"x","devices":["0000:01:00.0\n"]}`:                                            "not the address",
+		`{"version":1,"do":"bind","name":"x","devices":["` + strings.ToUpper(vgpu) + `"]}`:                             "not the address",
+		`{"version":1,"do":"bind","name":"x","devices":["` + vgpu + `/../x"]}`:                                         "not the address",
+		`{"version":1,"do":"bind","name":"x","devices":["` + vgpu + `\n"]}`:                                            "not the address",
+		`{"version":1,"do":"bind","name":"x","devices":["` + vgpu[1:] + `"]}`:                                          "not the address",
 		`{"version":1,"do":"bind","devices":["0000:01:00.0"]}`:                                                         "not the name",
 		`{"version":1,"do":"bind","name":"a\nb","devices":["0000:01:00.0"]}`:                                           "not the name",
 		`{"version":1,"do":"bind","name":"x","devices":["0000:01:00.0"],"force":1}`:                                    "unknown field",
@@ -58,6 +64,7 @@ func TestSilentCaller(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(goodBind))
 	f.Add([]byte(`{"version":1,"do":"recover"}`))
+	f.Add([]byte(`{"version":1,"do":"bind","devices":["` + vgpu + `"],"name":"x"}`))
 	f.Add([]byte(`{"version":1,"do":"release","devices":["0000:01:00.0"],"devices":["x"]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		req, err := decode(strings.NewReader(string(data)))

@@ -160,7 +160,7 @@ func (s server) do(ctx context.Context, c caller, req request) (answer response,
 	if len(allowed) == 0 {
 		return answer, vm.WithHint(vm.Classify(vm.ErrPolicy, fmt.Errorf("user %d may not take devices", c.UID)), "root names them in "+AllowFile)
 	}
-	m := &gpu.Manager{Host: s.host, User: c.UID, Permit: func(functions []*gpu.Device) error { return permit(allowed, functions) }}
+	m := &gpu.Manager{Host: s.host, User: c.UID, Permit: func(functions []*gpu.Device, parts []*gpu.Mdev) error { return permit(allowed, functions, parts) }}
 	switch req.Do {
 	case bind:
 		owner, err := s.owned(c, req)

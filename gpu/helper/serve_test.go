@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -22,6 +24,7 @@ const (
 	card  = "0000:01:00.0"
 	other = "0000:02:00.0"
 	alice = 4242 // has no name
+	vgpu  = "c2177883-f1bb-47f0-914d-32a22e3a8804"
 )
 
 // testServer is a helper on a host whose two cards are on vfio-pci already,
@@ -63,6 +66,17 @@ func newServer(t *testing.T, allow string) *testServer {
 		put("/dev/vfio/"+group, "")
 	}
 	put("/sys/bus/pci/drivers/vfio-pci/bind", "")
+	// A third card, with its driver, that has a part to give away.
+	const divided, part = "/sys/devices/pci0000:00/0000:03:00.0", "/sys/devices/pci0000:00/0000:03:00.0/" + vgpu
+	for name, data := range map[string]string{"vendor": "0x10de", "device": "0x1eb8", "class": "0x030200", "resource": "", "config": "\xde\x10\xb8\x1e", "driver_override": "(null)"} {
+		put(divided+"/"+name, data)
+	}
+	link("../../../devices/pci0000:00/0000:03:00.0", "/sys/bus/pci/devices/0000:03:00.0")
+	link("../../../devices/pci0000:00/0000:03:00.0/"+vgpu, "/sys/bus/mdev/devices/"+vgpu)
+	put(part+"/mdev_type/name", "GRID T4-2Q")
+	link("../../../../bus/mdev/drivers/nvidia-vgpu-vfio", part+"/driver")
+	link("../../../../kernel/iommu_groups/77", part+"/iommu_group")
+	put("/dev/vfio/77", "")
 	if allow != "" {
 		put(AllowFile, allow)
 	}
@@ -154,6 +168,45 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// TestServePart: a part of a card goes to who may take the card, by its UUID, and
+// comes back when its owner has ended.
+func TestServePart(t *testing.T) {
+	user := os.Getuid()
+	owner := exec.Command("sleep", "600")
+	if user == 0 {
+		user = alice
+		owner.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
+	}
+	if err := owner.Start(); err != nil {
+		t.Fatal(err)
+	}
+	end := func() { _ = owner.Process.Kill(); _ = owner.Wait() }
+	defer end()
+	process, err := vm.ProcessID(owner.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t, fmt.Sprintf("version: 1\nallow: [{users: [\"%d\"], devices: [\"10de:1eb8\"]}]\n", user))
+	s.uid = user
+	var given []int
+	s.host.Chown = func(path string, uid int) error { given = append(given, uid); s.owners[path] = uid; return nil }
+	a, e := s.ask(request{Do: bind, Devices: []string{vgpu}, Name: "machine x", Process: process})
+	if a.Error != "" || len(a.Journals) != 1 || a.Journals[0].Address != vgpu || a.Journals[0].ID != "10de:1eb8" || a.Journals[0].Owner.Process != process || s.owners["/dev/vfio/77"] != user {
+		t.Fatalf("%+v %v", a, s.owners)
+	}
+	if e.Result != "done" || len(e.Devices) != 1 || e.Devices[0] != vgpu {
+		t.Errorf("%+v", e)
+	}
+	if a, _ = s.ask(request{Do: recoverStale}); len(a.Outcomes) != 1 || a.Outcomes[0].Action != gpu.Left {
+		t.Errorf("%+v", a)
+	}
+	end()
+	a, e = s.ask(request{Do: recoverStale})
+	if a.Error != "" || len(a.Outcomes) != 1 || a.Outcomes[0].Action != gpu.Restored || len(e.Outcomes) != 1 || e.Outcomes[0].Address != vgpu || len(s.owners) != 1 || !slices.Equal(given, []int{user, os.Geteuid()}) || s.journals() != 0 {
+		t.Errorf("%+v %+v %v", a, e, given)
+	}
+}
+
 // TestRefused: each is refused, audited, and changes nothing.
 func TestRefused(t *testing.T) {
 	self, err := vm.ProcessID(os.Getpid())
@@ -178,6 +231,9 @@ func TestRefused(t *testing.T) {
 		"a stranger who recovers":   {allowFirst, func(s *testServer, r *request) { s.uid = 1; *r = request{Do: recoverStale} }, "user 1 may not"},
 		"another card":              {allowFirst, func(_ *testServer, r *request) { r.Devices = []string{other} }, "you may not take " + other},
 		"another card beside":       {allowFirst, func(_ *testServer, r *request) { r.Devices = []string{card, other} }, "you may not take " + other},
+		"a part of another card":    {allowFirst, func(_ *testServer, r *request) { r.Devices = []string{vgpu} }, "you may not take " + vgpu},
+		"a part beside a card":      {allowFirst, func(_ *testServer, r *request) { r.Devices = []string{card, vgpu} }, "you may not take " + vgpu},
+		"no such part":              {allowFirst, func(_ *testServer, r *request) { r.Devices = []string{"00000000" + vgpu[8:]} }, "no mediated device"},
 		"no such device":            {allowFirst, func(_ *testServer, r *request) { r.Devices = []string{"0000:09:00.0"} }, "no PCI device"},
 		"a process of another's":    {allowFirst, func(_ *testServer, r *request) { r.Process = self }, "not a running one of yours"},
 		"a process that has ended":  {allowFirst, func(_ *testServer, r *request) { r.Process = vm.ProcID{PID: self.PID, Start: self.Start + 1} }, "not a running one of yours"},
