@@ -68,6 +68,7 @@ func (c *client) ask(ctx context.Context, req request) (response, error) {
 		return response{}, err
 	}
 	var said []string
+	sudo := true
 	for _, argv := range [][]string{{"sudo", "-n", "--", c.exe, Arg}, {"pkexec", c.exe, Arg}} {
 		out, stderr, err := c.run(ctx, argv, data)
 		if len(out) > 0 { // it ran, and so it is what counts
@@ -76,7 +77,9 @@ func (c *client) ask(ctx context.Context, req request) (response, error) {
 		if text, ok := strings.CutPrefix(stderr, complaint); ok {
 			return response{}, vm.Classify(vm.ErrHost, fmt.Errorf("the helper for cards: %s", strings.TrimSpace(text)))
 		}
-		if !errors.Is(err, exec.ErrNotFound) {
+		if errors.Is(err, exec.ErrNotFound) {
+			sudo = sudo && argv[0] != "sudo"
+		} else {
 			said = append(said, fmt.Sprintf("%s: %s", argv[0], lastLine(stderr, err)))
 		}
 		if ctx.Err() != nil {
@@ -86,12 +89,15 @@ func (c *client) ask(ctx context.Context, req request) (response, error) {
 	if len(said) == 0 {
 		said = []string{"neither sudo nor pkexec is there"}
 	}
-	name, err := Self()
-	if err != nil {
-		name = "#" + strconv.Itoa(os.Getuid()) // as sudoers(5) writes numbers
+	hint := "let root run once what this prints: agentvm gpu helper-setup"
+	if sudo {
+		name, err := Self()
+		if err != nil {
+			name = "#" + strconv.Itoa(os.Getuid()) // as sudoers(5) writes numbers
+		}
+		hint = fmt.Sprintf("let root do this once: echo '%s' >/etc/sudoers.d/agentvm-gpu (agentvm gpu helper-setup has the rest)", sudoersLine(name, c.exe))
 	}
-	return response{}, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("only root may change drivers, and the helper cannot be run as root (%s)", strings.Join(said, "; "))),
-		fmt.Sprintf("let root do this once: echo '%s' >/etc/sudoers.d/agentvm-gpu (agentvm gpu helper-setup has the rest)", sudoersLine(name, c.exe)))
+	return response{}, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("only root may change drivers, and the helper cannot be run as root (%s)", strings.Join(said, "; "))), hint)
 }
 
 // complaint is what the helper begins with when it gives no answer.

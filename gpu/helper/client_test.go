@@ -33,6 +33,7 @@ func TestClient(t *testing.T) {
 		{"no sudo", reply{err: exec.ErrNotFound}, reply{out: yes}, "sudo pkexec", "", "", nil},
 		{"neither", reply{said: "sudo: a password is required\n", err: notAllowed}, reply{said: "a warning\nNot authorized\n", err: notAllowed}, "sudo pkexec",
 			"sudo: a password is required; pkexec: Not authorized", "ALL=(root) NOPASSWD: /usr/local/bin/agentvm gpu-helper' >/etc/sudoers.d/agentvm-gpu", vm.ErrHost},
+		{"no sudo, and not let by polkit", reply{err: exec.ErrNotFound}, reply{said: "Not authorized\n", err: notAllowed}, "sudo pkexec", "(pkexec: Not authorized)", "let root run once what this prints: agentvm gpu helper-setup", vm.ErrHost},
 		{"nothing there", reply{err: exec.ErrNotFound}, reply{err: exec.ErrNotFound}, "sudo pkexec", "neither sudo nor pkexec is there", "gpu helper-setup", vm.ErrHost},
 		{"the helper refuses", reply{out: `{"error":"you may not take it","hint":"ask","class":"policy"}`}, reply{}, "sudo", "you may not take it", "ask", vm.ErrPolicy},
 		{"the helper cannot run", reply{said: complaint + "root does not run a program that others can replace\n", err: notAllowed}, reply{}, "sudo", "that others can replace", "", vm.ErrHost},

@@ -75,8 +75,9 @@ func (s server) harden(args []string) error {
 	if err := trusted("/", exe, 0); err != nil {
 		return fmt.Errorf("root does not run a program that others can replace: %w", err)
 	}
-	// A file size of 0 would end a journal, and with it the way back.
-	for _, limit := range []int{unix.RLIMIT_FSIZE, unix.RLIMIT_CPU, unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_STACK, unix.RLIMIT_NPROC} {
+	// A file size of 0 would end a journal, and with it the way back. That of
+	// processes (RLIMIT_NPROC) does not bind root.
+	for _, limit := range []int{unix.RLIMIT_FSIZE, unix.RLIMIT_CPU, unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_STACK} {
 		if err := unix.Setrlimit(limit, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); err != nil {
 			return fmt.Errorf("reset limits: %w", err)
 		}
