@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -61,20 +62,25 @@ func (a *app) readImages() (*images.Cache, error) {
 	return images.Open(dirs.Images())
 }
 
-// askCards runs the command and keeps what it says in bounds.
+// askCards runs the command and keeps what it says in bounds. A script is told of
+// by its name, the last of its arguments.
 func askCards(ctx context.Context, argv []string, run func(context.Context, ssh.Command) (ssh.ExitStatus, error)) []string {
 	var out firstBytes
+	name := argv[0]
+	if name == "sh" {
+		name = argv[len(argv)-1]
+	}
 	status, err := run(ctx, ssh.Command{Argv: argv, Stdout: &out, Stderr: &out})
 	lines := cardLines(out.Bytes())
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return append(lines, fmt.Sprintf("%s did not end within %v", argv[0], guestCardsTime))
+		return append(lines, fmt.Sprintf("%s did not end within %v", name, guestCardsTime))
 	case err != nil:
-		return append(lines, argv[0]+": "+printable(err.Error()))
+		return append(lines, name+": "+printable(err.Error()))
 	case status.ExitCode() != 0:
-		return append(lines, fmt.Sprintf("%s ended with %d", argv[0], status.ExitCode()))
+		return append(lines, fmt.Sprintf("%s ended with %d", name, status.ExitCode()))
 	case len(lines) == 0:
-		return []string{argv[0] + " names no card"}
+		return []string{name + " names no card"}
 	}
 	return lines
 }
@@ -89,6 +95,9 @@ func cardLines(text []byte) (lines []string) {
 	return lines
 }
 
+// colours are what programs colour their words with.
+var colours = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
 // printable is a text without what could drive a terminal, cut to a line's width.
 func printable(text string) string {
 	text = strings.Map(func(r rune) rune {
@@ -99,7 +108,7 @@ func printable(text string) string {
 			return -1
 		}
 		return r
-	}, text)
+	}, colours.ReplaceAllString(text, ""))
 	runes := []rune(strings.TrimSpace(text))
 	return string(runes[:min(len(runes), guestCardsWidth)])
 }
