@@ -70,9 +70,10 @@ func (f far) content(path, want string) {
 	}
 }
 
-// TestRemote takes a machine on another host through its day.
+// TestRemote takes a machine on another host through its day. An ordinary user's
+// is shorter: it leaves out what has nothing to do with whose machine it is.
 func TestRemote(t *testing.T) {
-	testenv.RequireRoot(t)
+	whole := os.Getuid() == 0
 	service := httpService(t)
 	// What a mount would bring is made in the guest.
 	config := strings.Replace(dayConfig("", service), `mounts: [{source: "", target: /data, readonly: true}]`+"\n", "", 1)
@@ -105,14 +106,16 @@ func TestRemote(t *testing.T) {
 	})
 	d := day{h: f.host, dir: dir, service: service}
 	for _, c := range dayCases {
-		if slices.Contains([]string{"exec", "interrupt reaches the program", "network"}, c.name) {
+		if whole && slices.Contains([]string{"exec", "interrupt reaches the program", "network"}, c.name) {
 			t.Run(c.name, func(t *testing.T) { c.run(t, d) })
 		}
 	}
 	t.Run("run", func(t *testing.T) { f.runs(t) })
 	t.Run("workspace", func(t *testing.T) { f.workspace(t) })
-	t.Run("conflict", func(t *testing.T) { f.conflict(t) })
-	t.Run("connection is lost", func(t *testing.T) { f.lost(t) })
+	if whole {
+		t.Run("conflict", func(t *testing.T) { f.conflict(t) })
+		t.Run("connection is lost", func(t *testing.T) { f.lost(t) })
+	}
 	t.Run("found from elsewhere", func(t *testing.T) {
 		var list []view
 		if err := json.Unmarshal([]byte(f.run("ls", "--json").stdout), &list); err != nil || len(list) != 1 || list[0].Name != "day" || list[0].Host != "elsewhere" || list[0].State != instance.Ready {
@@ -144,6 +147,9 @@ func (f far) runs(t *testing.T) {
 	}
 	if o := f.runIn(f.dir, "", "exec", "-e", "PASSED", "--", "sh", "-c", `echo "$PASSED"; exit 255`); o.code != 255 || o.stdout != "a 'secret'\n" || strings.Contains(o.stderr, "lost") {
 		t.Errorf("%d, %q\n%s", o.code, o.stdout, o.stderr)
+	}
+	if os.Getuid() != 0 { // whose sshd may not hand over a terminal on every host
+		return
 	}
 	out, _ := exec.Command("script", "-qec", "cd '"+strings.ReplaceAll(f.dir, "'", `'\''`)+"' && AGENTVM_HOME="+f.home+" "+f.program+" exec -- tty", "/dev/null").CombinedOutput()
 	if !bytes.Contains(out, []byte("/dev/pts/")) {
