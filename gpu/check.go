@@ -149,7 +149,7 @@ func checkUse(f *Device) (findings []Finding) {
 	}
 	if len(f.Holders) > 0 {
 		findings = append(findings, Finding{Code: Held, Severity: Problem, Forcible: !isVFIO(f.Driver), Device: f.Address, Detail: "it is in use by " + holders(f.Holders),
-			Fix: "stop them; nvidia-persistenced with systemctl stop nvidia-persistenced"})
+			Fix: stopHolders(f.Holders)})
 	}
 	if f.Driver != "" && !isVFIO(f.Driver) && f.Override != "" && f.Override != f.Driver {
 		// The kernel would not let us give it back to the driver it has.

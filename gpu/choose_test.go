@@ -49,7 +49,7 @@ func addressesOf(slots []vm.Slot) string {
 
 func TestChoose(t *testing.T) {
 	held := func(address string) func(*Inventory) {
-		return func(inv *Inventory) { inv.Get(address).Holders = []Holder{{7, "train.py", "/dev/nvidia0"}} }
+		return func(inv *Inventory) { inv.Get(address).Holders = []Holder{{7, "train.py", "/dev/nvidia0", ""}} }
 	}
 	for _, tt := range []struct {
 		name   string
@@ -69,7 +69,7 @@ func TestChoose(t *testing.T) {
 		{"those in use are passed over", []Want{{Use: "h100", Count: 2}}, NoNode, "", held("0000:02:00.0"), "0000:03:00.0 0000:04:00.0", nil},
 		{"those taken too", []Want{{Use: "10de:2330"}}, NoNode, "0000:02:00.0", nil, "0000:03:00.0", nil},
 		{"mediated", []Want{{Use: strings.ToUpper(vgpu)}}, NoNode, "", nil, vgpu, nil},
-		{"mediated and in use", []Want{{Use: vgpu}}, NoNode, "", func(inv *Inventory) { inv.Mediated[0].Holders = []Holder{{7, "qemu", "/dev/vfio/77"}} }, vgpu + " cannot be taken: it is in use by qemu", vm.ErrHost},
+		{"mediated and in use", []Want{{Use: vgpu}}, NoNode, "", func(inv *Inventory) { inv.Mediated[0].Holders = []Holder{{7, "qemu", "/dev/vfio/77", ""}} }, vgpu + " cannot be taken: it is in use by qemu", vm.ErrHost},
 		{"mediated and taken", []Want{{Use: vgpu}}, NoNode, vgpu, nil, vgpu + " is taken already, by web", vm.ErrHost},
 		{"mediated without its driver", []Want{{Use: vgpu}}, NoNode, "", func(inv *Inventory) { inv.Mediated[0].Driver = "" }, vgpu + " cannot be taken: no driver", vm.ErrHost},
 		{"mediated, twice", []Want{{Use: vgpu}, {Use: strings.ToUpper(vgpu)}}, NoNode, "", nil, vgpu + " is named twice", vm.ErrUsage},

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Holder is a process that has a device's node open.
@@ -15,11 +17,32 @@ type Holder struct {
 	PID     int    `json:"pid"`
 	Command string `json:"command"`
 	Path    string `json:"path"`
+	Service string `json:"service,omitempty"` // of the host's systemd, that runs it
 }
 
 // String tells people of a holder.
 func (h Holder) String() string {
 	return fmt.Sprintf("%s (process %d, %s)", h.Command, h.PID, h.Path)
+}
+
+// stopHolders says how to stop holders, services by their names: each would be
+// started again by systemd otherwise.
+func stopHolders(list []Holder) string {
+	var services []string
+	others := false
+	for _, h := range list {
+		if others = others || h.Service == ""; h.Service != "" && !slices.Contains(services, h.Service) {
+			services = append(services, h.Service)
+		}
+	}
+	if len(services) == 0 {
+		return "stop them"
+	}
+	fix := "sudo systemctl stop " + strings.Join(services, " ")
+	if others {
+		fix += ", and stop the others"
+	}
+	return fix
 }
 
 func holders(list []Holder) string {
@@ -93,7 +116,7 @@ func (h Host) findHolders(inv *Inventory) {
 			seen[target] = true
 			for _, w := range all {
 				if slices.ContainsFunc(w.nodes, func(node string) bool { ok, _ := filepath.Match(node, target); return ok }) {
-					*w.holders = append(*w.holders, Holder{PID: pid, Command: h.text("/proc", name, "comm"), Path: target})
+					*w.holders = append(*w.holders, Holder{PID: pid, Command: printable(h.text("/proc", name, "comm")), Path: target, Service: h.service(name)})
 				}
 			}
 		}
@@ -103,4 +126,29 @@ func (h Host) findHolders(inv *Inventory) {
 			return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Path, b.Path))
 		})
 	}
+}
+
+// servicePattern is a service of the host, not of a user's session, as the name of
+// its control group in either hierarchy.
+var servicePattern = regexp.MustCompile(`^[0-9]+:(?:|name=systemd):/system\.slice/(?:[^/]+\.slice/)*([A-Za-z0-9:_.@\\-]+\.service)$`)
+
+// service is the systemd service that a process is of, or "".
+func (h Host) service(pid string) string {
+	for line := range strings.Lines(h.text("/proc", pid, "cgroup")) {
+		if m := servicePattern.FindStringSubmatch(strings.TrimSpace(line)); m != nil {
+			return m[1]
+		}
+	}
+	return ""
+}
+
+// printable is a name without what could drive a terminal: processes choose their
+// names themselves.
+func printable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, name)
 }

@@ -87,7 +87,9 @@ func TestInventory(t *testing.T) {
 		fakeDevice{address: "0000:05:00.0", id: "10de:1af1", class: "0x068000", group: "8"})
 	f.put("/usr/share/misc/pci.ids", "10de  NVIDIA Corporation\n\t2330  GH100 [H100 SXM5 80GB]\n")
 	f.put("/proc/driver/nvidia/gpus/0000:3b:00.0/information", "Model: \t\t NVIDIA H100\nDevice Minor: \t 3\n")
-	f.put("/proc/42/comm", "python3\n")
+	f.put("/proc/42/comm", "py\x1b[31mthon3\n")
+	f.put("/proc/42/cgroup", "0::/system.slice/jupyter.service\n")
+	f.put("/proc/44/cgroup", "0::/user.slice/user-1000.slice/user@1000.service/app.slice/x.service\n")
 	f.symlink("/dev/nvidia3", "/proc/42/fd/5")
 	f.symlink("/dev/nvidia3", "/proc/42/fd/6")
 	f.symlink("/dev/nvidia0", "/proc/43/fd/5")
@@ -101,7 +103,7 @@ func TestInventory(t *testing.T) {
 		t.Fatalf("%+v", inv)
 	}
 	d := inv.Get("0000:3b:00.0")
-	want := []Holder{{42, "python3", "/dev/nvidia3"}, {44, "Xorg", "/dev/dri/card1"}}
+	want := []Holder{{42, "py[31mthon3", "/dev/nvidia3", "jupyter.service"}, {44, "Xorg", "/dev/dri/card1", ""}}
 	if diff := cmp.Diff(want, d.Holders); diff != "" {
 		t.Error(diff)
 	}
@@ -143,8 +145,8 @@ func TestCheck(t *testing.T) {
 		{"something unseen in the group", func(_ *Inventory, c, _, _ *Device) { c.Members = append(c.Members, "0000:09:00.0") }, []string{Companions}, nil},
 		{"the display", func(_ *Inventory, c, _, _ *Device) { c.BootVGA = true }, []string{BootVGA}, nil},
 		{"the console", func(_ *Inventory, c, _, _ *Device) { c.Framebuffer = "fb0" }, []string{Framebuffer}, nil},
-		{"in use", func(_ *Inventory, c, _, _ *Device) { c.Holders = []Holder{{1, "x", "/dev/nvidia0"}} }, []string{Held}, nil},
-		{"audio in use", func(_ *Inventory, _, a, _ *Device) { a.Holders = []Holder{{1, "x", "/dev/vfio/1"}} }, []string{Held}, nil},
+		{"in use", func(_ *Inventory, c, _, _ *Device) { c.Holders = []Holder{{1, "x", "/dev/nvidia0", ""}} }, []string{Held}, nil},
+		{"audio in use", func(_ *Inventory, _, a, _ *Device) { a.Holders = []Holder{{1, "x", "/dev/vfio/1", ""}} }, []string{Held}, nil},
 		{"override", func(_ *Inventory, c, _, _ *Device) { c.Override = "nouveau" }, []string{OtherOverride}, nil},
 		{"memlock", func(inv *Inventory, _, _, _ *Device) { inv.Memlock = 8 << 20 }, nil, []string{MemlockLow}},
 		{"no reset", func(_ *Inventory, c, _, _ *Device) { c.ResetMethod = "" }, nil, []string{NoReset}},
@@ -214,9 +216,37 @@ func TestSelect(t *testing.T) {
 		}
 	}
 	for _, d := range inv.Devices {
-		d.Holders = []Holder{{1, "x", "/dev/nvidia0"}}
+		d.Holders = []Holder{{1, "x", "/dev/nvidia0", ""}}
 	}
 	if found, err := Select(inv, Auto); !errors.Is(err, vm.ErrNotFound) || vm.Hint(err) == "" {
 		t.Error(found, err)
+	}
+}
+
+// TestStopHolders: services are stopped as such, and everything else by its user.
+func TestStopHolders(t *testing.T) {
+	for _, tt := range []struct{ cgroup, service string }{
+		{"0::/system.slice/nvidia-persistenced.service\n", "nvidia-persistenced.service"},
+		{"0::/system.slice/system-getty.slice/getty@tty1.service\n", "getty@tty1.service"},
+		{"12:cpu:/x.service\n1:name=systemd:/system.slice/gdm.service\n0::/\n", "gdm.service"},
+		{"0::/user.slice/user-1000.slice/user@1000.service/app.slice/evil.service\n", ""},
+		{"0::/system.slice/docker-abc.scope\n", ""}, {"0::/system.slice/a b.service\n", ""}, {"0::/system.slice/x.service/sub\n", ""}, {"", ""},
+	} {
+		f := newFake(t)
+		f.put("/proc/7/cgroup", tt.cgroup)
+		if got := f.host().service("7"); got != tt.service {
+			t.Errorf("%q: %q, want %q", tt.cgroup, got, tt.service)
+		}
+	}
+	a, b, c := Holder{Service: "a.service"}, Holder{Service: "b.service"}, Holder{}
+	for _, tt := range []struct {
+		holders []Holder
+		want    string
+	}{
+		{[]Holder{c}, "stop them"}, {[]Holder{a, b, a}, "sudo systemctl stop a.service b.service"}, {[]Holder{a, c}, "sudo systemctl stop a.service, and stop the others"},
+	} {
+		if got := stopHolders(tt.holders); got != tt.want {
+			t.Errorf("%v: %q, want %q", tt.holders, got, tt.want)
+		}
 	}
 }

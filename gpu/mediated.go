@@ -95,7 +95,7 @@ func CheckMediated(inv *Inventory, m *Mdev) (findings []Finding) {
 		problem(NoGroup, "it is in no IOMMU group", "look for its driver's messages in dmesg")
 	}
 	if len(m.Holders) > 0 {
-		problem(Held, "it is in use by "+holders(m.Holders), "stop them")
+		problem(Held, "it is in use by "+holders(m.Holders), stopHolders(m.Holders))
 	}
 	findings = append(findings, checkMemlock(inv)...)
 	if inv.User != 0 && len(m.Nodes) > 0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -49,6 +50,7 @@ type gpuView struct {
 const noGPU = "this host has no graphics card or accelerator on its PCI bus"
 
 func (a *app) gpuLsCommand() *cobra.Command {
+	var wide bool
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the cards, and which driver and who has each", Args: usageArgs(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
@@ -71,24 +73,68 @@ func (a *app) gpuLsCommand() *cobra.Command {
 				a.noteLine(noGPU)
 				return nil
 			}
-			w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "DEVICE\tID\tNAME\tDRIVER\tGROUP\tBAR\tUSED BY")
-			for _, v := range views {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Address, v.ID(), v.Title(), orDash(v.Driver), orDash(v.Group), units.BytesSize(float64(v.Memory())), orDash(v.usedBy()))
-			}
-			return w.Flush()
+			return a.showGPUs(m, views, inv.Mediated, wide)
 		},
 	}
 	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&wide, "wide", false, "show class, NUMA node, link, ways to reset and virtual functions too")
 	return cmd
 }
 
-func (v gpuView) usedBy() string {
-	var who []string
-	if v.Taken != nil {
-		who = append(who, v.Taken.Owner.Name)
+// showGPUs prints a line for each card, and for each mediated device.
+func (a *app) showGPUs(m *gpu.Manager, views []gpuView, parts []*gpu.Mdev, wide bool) error {
+	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+	line := func(more []string, columns ...string) {
+		if !wide {
+			more = nil
+		}
+		for i, c := range columns {
+			columns[i] = orDash(c)
+		}
+		last := len(columns) - 1
+		fmt.Fprintln(w, strings.Join(slices.Concat(columns[:last], more, columns[last:]), "\t"))
 	}
-	for _, h := range v.Holders {
+	line([]string{"CLASS", "NUMA", "LINK", "RESET", "VFS"}, "DEVICE", "ID", "NAME", "DRIVER", "GROUP", "BAR", "USED BY")
+	for _, v := range views {
+		line(v.more(), v.Address, v.ID(), v.Title(), v.Driver, v.Group, units.BytesSize(float64(v.Memory())), v.usedBy())
+	}
+	for _, p := range parts {
+		j, err := m.Journal(p.UUID)
+		if err != nil && !errors.Is(err, os.ErrPermission) {
+			a.noteLine("%v", err)
+		}
+		id := ""
+		if p.Card != nil {
+			id = p.Card.ID()
+		}
+		line([]string{"-", "-", "-", "-", "-"}, p.UUID, id, p.Type, p.Driver, p.Group, "", cardUsedBy(j, p.Holders))
+	}
+	return w.Flush()
+}
+
+// more are the columns that only a wide list has.
+func (v gpuView) more() []string {
+	numa, vfs, link := "-", "-", "-"
+	if v.NUMANode >= 0 {
+		numa = strconv.Itoa(v.NUMANode)
+	}
+	if v.TotalVFs > 0 {
+		vfs = fmt.Sprintf("%d of %d", v.NumVFs, v.TotalVFs)
+	}
+	if v.LinkSpeed != "" {
+		link = strings.TrimSuffix(v.LinkSpeed, " PCIe") + " x" + v.LinkWidth
+	}
+	return []string{fmt.Sprintf("%06x", v.Class), numa, link, orDash(strings.ReplaceAll(v.ResetMethod, " ", ",")), vfs}
+}
+
+func (v gpuView) usedBy() string { return cardUsedBy(v.Taken, v.Holders) }
+
+func cardUsedBy(taken *gpu.Journal, holders []gpu.Holder) string {
+	var who []string
+	if taken != nil {
+		who = append(who, taken.Owner.Name)
+	}
+	for _, h := range holders {
 		if s := fmt.Sprintf("%s (%d)", h.Command, h.PID); !slices.Contains(who, s) {
 			who = append(who, s)
 		}

@@ -64,6 +64,16 @@ func TestGPULs(t *testing.T) {
 	}
 }
 
+// lineOf is the line of a text that begins so.
+func lineOf(text, begins string) string {
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, begins) {
+			return line
+		}
+	}
+	return ""
+}
+
 // TestGPUMediated: a part of a card goes by its UUID, in any case.
 func TestGPUMediated(t *testing.T) {
 	const uuid = "c2177883-f1bb-47f0-914d-32a22e3a8804"
@@ -74,6 +84,21 @@ func TestGPUMediated(t *testing.T) {
 		os.MkdirAll(mdevs, 0o755), os.Symlink(part, filepath.Join(mdevs, uuid))); err != nil {
 		t.Fatal(err)
 	}
+	if err := errors.Join(a.run("gpu", "ls"), os.WriteFile(filepath.Join(card, "current_link_speed"), []byte("32.0 GT/s PCIe\n"), 0o600), os.WriteFile(filepath.Join(card, "current_link_width"), []byte("16\n"), 0o600),
+		os.WriteFile(filepath.Join(card, "sriov_totalvfs"), []byte("20\n"), 0o600), os.WriteFile(filepath.Join(card, "numa_node"), []byte("1\n"), 0o600), os.WriteFile(filepath.Join(card, "reset_method"), []byte("flr bus\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if line := lineOf(stdout.String(), uuid); !slices.Equal(strings.Fields(line), []string{uuid, "10de:2330", "GRID", "T4-2Q", "-", "-", "-", "-"}) {
+		t.Errorf("%q", line)
+	}
+	stdout.Reset()
+	if err := a.run("gpu", "ls", "--wide"); err != nil {
+		t.Fatal(err)
+	}
+	if line := lineOf(stdout.String(), "0000:3b:00.0"); !strings.Contains(strings.Join(strings.Fields(line), " "), "128GiB 030200 1 32.0 GT/s x16 flr,bus 0 of 20 -") {
+		t.Errorf("%q", line)
+	}
+	stdout.Reset()
 	err := a.run("gpu", "check", strings.ToUpper(uuid))
 	if want := uuid + " GRID T4-2Q: cannot be taken, with " + uuid + "\n  problem  no driver has it\n"; !errors.Is(err, vm.ErrHost) || !strings.HasPrefix(stdout.String(), want) {
 		t.Error(err, stdout)
