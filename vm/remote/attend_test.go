@@ -2,12 +2,15 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/agentvm/agentvm/vm/control"
@@ -98,16 +101,49 @@ func TestAttend(t *testing.T) {
 
 	// One that is cut off while its command goes on comes back.
 	f.program("bin/ssh", strings.Replace(fmt.Sprintf(fakeSSH, f.dir), "exec env", `case $last in *attend*)
-	if mkdir cut; then (sleep 2; kill -9 $$) & fi
+	if mkdir cut; then (for i in $(seq 600); do [ ! -e cut/now ] || break; sleep 0.1; done; kill -9 $$) & fi
 esac
 exec env`, 1))
 	t.Chdir(f.dir)
 	if leave, err = c.Attend(t.Context(), w); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"came", "lost", "came"} {
-		a.expect(t, want)
-	}
+	a.expect(t, "came")
+	f.program("cut/now", "")
+	a.expect(t, "lost")
+	a.expect(t, "came")
 	leave(false)
 	a.expect(t, "left")
+}
+
+// TestSilence: a connection that gives no sign of life is lost, and one that
+// does is not.
+func TestSilence(t *testing.T) {
+	dirs := instance.Dirs{State: t.TempDir(), Run: t.TempDir()}
+	synctest.Test(t, func(t *testing.T) {
+		in, beats := io.Pipe()
+		defer beats.Close()
+		replies, out := io.Pipe()
+		ended := make(chan error, 1)
+		go func() { ended <- Side{Dirs: dirs}.attend(t.Context(), in, out) }()
+		var reply Reply[struct{}]
+		if err := errors.Join(WriteFrame(beats, Copy{ID: "0123456789abcdef", Name: "w"}), ReadFrame(replies, &reply), reply.Problem.Err()); err != nil {
+			t.Fatal(err)
+		}
+		for range 30 {
+			time.Sleep(beatInterval)
+			if err := WriteFrame(beats, beat{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("it has ended: %v", err)
+		default:
+		}
+		last := time.Now()
+		if err := <-ended; !errors.Is(err, errCut) || time.Since(last) != beatSilence {
+			t.Errorf("%v after %s", err, time.Since(last))
+		}
+	})
 }
