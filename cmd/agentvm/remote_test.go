@@ -263,7 +263,7 @@ func (f far) fromHere(t *testing.T) {
 	line, err := bufio.NewReader(said).ReadString('\n')
 	address, _, _ := strings.Cut(strings.TrimPrefix(line, "agentvm: "), " is the guest's")
 	var got []byte
-	for range 100 { // its server is on its way
+	for range 300 { // its server is on its way
 		var resp *http.Response
 		if resp, err = http.Get("http://" + address + "/in"); err == nil {
 			got, err = io.ReadAll(resp.Body)
