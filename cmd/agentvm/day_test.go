@@ -77,6 +77,7 @@ var dayCases = []struct {
 	{"network", dayNetwork},
 	{"cp", dayCopy},
 	{"guest panics", dayPanic},
+	{"suspend", daySuspend},
 }
 
 func dayFiles(t *testing.T, d day) {
@@ -263,5 +264,37 @@ func dayPanic(t *testing.T, d day) {
 	}
 	if got := h.guest(dir, "cat /data/in && echo x >after-panic"); got != "of the host\n" {
 		t.Errorf("it sees %q", got)
+	}
+}
+
+// daySuspend saves the machine with what runs in it, and goes on from there.
+func daySuspend(t *testing.T, d day) {
+	h, dir := d.h, d.dir
+	end := h.busyShare(dir)
+	h.fails(dir, exitFailure, "/workspace is in use by process", "suspend")
+	end()
+	h.guest(dir, "cd / && (setsid sleep 98765 >/dev/null 2>&1 </dev/null &) && echo in memory >/dev/shm/kept")
+	before := h.is(dir, "day")
+	h.must(dir, "suspend")
+	if v := h.status(dir); v.State != instance.Suspended || len(v.Processes) > 0 {
+		t.Errorf("status %+v", v)
+	}
+	h.nothingLeft()
+	d.write(t, "meanwhile", "of the host\n")
+	if c := h.resume(dir); !c.Restored {
+		t.Error("it was not restored")
+	}
+	if got := h.guest(dir, "pgrep -c -f 'sleep 9876[5]'; cat /dev/shm/kept /workspace/meanwhile /data/in"); got != "1\nin memory\nof the host\nof the host\n" {
+		t.Errorf("in the guest: %q", got)
+	}
+	if after := h.is(dir, "day"); after.BootID != before.BootID {
+		t.Error("it has booted")
+	}
+	h.guest(dir, "cd / && pkill -f 'sleep 9876[5]'; echo of the guest >/workspace/out")
+	if got, err := os.ReadFile(filepath.Join(dir, "out")); string(got) != "of the guest\n" {
+		t.Errorf("out: %q, %v", got, err)
+	}
+	if o := h.runIn(dir, "", "exec", "--", "sudo", "touch", "/data/new"); o.code == 0 {
+		t.Error("it could write to a read-only mount")
 	}
 }

@@ -70,7 +70,7 @@ var ways = map[string]way{
 	"suspend": {uses: true, after: true, name: firstName},
 	"resume":  {uses: true, before: true, after: true, name: firstName},
 
-	"fork":           {refuse: "libvirt cannot save a machine's memory"},
+	"fork":           {refuse: "libvirt saves a machine's memory only to end it"},
 	"template build": {refuse: noTemplates},
 	"pool fill":      {refuse: noTemplates},
 }

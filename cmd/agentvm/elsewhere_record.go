@@ -177,6 +177,11 @@ func (e *elsewhere) possible() error {
 	if images.IsPath(c.Image) {
 		return refuse("use an image of the catalogue", "image: %s is a file of this host", c.Image)
 	}
+	for _, d := range c.GPU.Devices {
+		if d.ROM != "" {
+			return refuse("leave rom out", "gpu.devices[].rom: %s is a file of this host", d.ROM)
+		}
+	}
 	for _, s := range c.Network.Services {
 		if isLoopback(s.Target) {
 			e.app.noteLine("%s is port %d of %s, and leads to %s as that host sees it", s.Name, s.Port, e.host.Address(), s.Target)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/libvirt"
+	"github.com/agentvm/agentvm/vm/saved"
 	"github.com/agentvm/agentvm/vm/testenv"
 )
 
@@ -40,9 +41,18 @@ func TestLibvirt(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) { c.run(t, d) })
 	}
 	h.fails(dir, exitNotFound, libvirt.DomainName(h.spec("day").Machine)+".log", "logs", "-s", "qemu")
-	t.Run("memory is not saved", func(t *testing.T) {
-		for _, args := range [][]string{{"suspend"}, {"snapshot", "create", "s"}, {"fork", "1"}} {
-			h.fails(dir, exitHost, "cannot save the memory", args...)
+	t.Run("saved image is damaged", func(t *testing.T) {
+		h.must(dir, "suspend")
+		if err := os.Truncate(h.instance("day").Path(filepath.Join(instance.SavedDir, saved.ImageFile)), 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		h.fails(dir, exitFailure, "agentvm up --cold", "resume")
+		libvirtIsEmpty(t, h, lv)
+		h.must(dir, "up", "--cold")
+	})
+	t.Run("memory is only saved to end it", func(t *testing.T) {
+		for _, args := range [][]string{{"snapshot", "create", "s"}, {"fork", "1"}} {
+			h.fails(dir, exitHost, "saves the memory of a machine only to end it", args...)
 		}
 		h.must(dir, "snapshot", "create", "--disk-only", "live")
 		h.guest(dir, "echo still here")

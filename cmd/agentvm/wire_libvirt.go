@@ -180,11 +180,7 @@ func (m libvirtMachine) Kill() error {
 func (m libvirtMachine) Pause(ctx context.Context) error  { return qmp.Stop(ctx, m.Monitor()) }
 func (m libvirtMachine) Resume(ctx context.Context) error { return qmp.Cont(ctx, m.Monitor()) }
 
-// What is only done to a machine whose memory is to be saved: lifecycle does
-// not ask for it, and says why.
-var errLibvirtMemory = vm.Classify(vm.ErrHost, errors.New("the memory of machines that libvirt runs cannot be saved"))
-
-func (m libvirtMachine) Plug(context.Context, int, vm.Share) error      { return errLibvirtMemory }
-func (m libvirtMachine) PlugDevice(context.Context, int, vm.Slot) error { return errLibvirtMemory }
-func (m libvirtMachine) Unplug(context.Context, int) error              { return errLibvirtMemory }
-func (m libvirtMachine) Save(context.Context, string) error             { return errLibvirtMemory }
+// PlugDevice is for a template's machine, and libvirt's never are.
+func (m libvirtMachine) PlugDevice(context.Context, int, vm.Slot) error {
+	return vm.Classify(vm.ErrHost, errors.New("a device cannot be plugged into a machine that libvirt runs"))
+}

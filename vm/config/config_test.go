@@ -53,7 +53,6 @@ func TestMistakesHaveAPlace(t *testing.T) {
 		{"protect leaves", "version: 1\nworkspace: {protect: [../x]}\n", `agentvm.yaml:2:23: "../x" leaves the workspace`, ""},
 		{"target twice, spelled otherwise", "version: 1\nmounts:\n  - {source: a, target: ~/x}\n  - {source: b, target: /home/agent/x/}\n", `agentvm.yaml:4:25: target "/home/agent/x/" is used twice`, ""},
 		{"backend", "version: 1\nbackend: xen\n", `agentvm.yaml:2:10: backend "xen" is not known`, "use qemu or libvirt"},
-		{"cards by libvirt", "version: 1\nbackend: libvirt\ngpu: {devices: [{use: auto}]}\n", "agentvm.yaml:3:", "backend: qemu has them"},
 		{"uri without libvirt", "version: 1\nuri: qemu:///system\n", "agentvm.yaml:2:6: uri says which libvirt", "backend: libvirt"},
 		{"on_disconnect of another kind", "version: 1\nbackend: libvirt\non_disconnect: stop\n", `agentvm.yaml:3:16: on_disconnect "stop" is not known`, "use continue or pause"},
 		{"on_disconnect here", "version: 1\nbackend: libvirt\nuri: qemu:///system\non_disconnect: pause\n", `agentvm.yaml:4:16: on_disconnect is about a machine on another host`, "uri: qemu+ssh://USER@HOST/system"},

@@ -198,7 +198,6 @@ func (d *document) check(c Config) error {
 		{c.Firmware == "" || c.Firmware == vm.FirmwareBIOS || c.Firmware == vm.FirmwareUEFI, "$.firmware", fmt.Sprintf("firmware %q is not known", c.Firmware), "use bios or uefi"},
 		{slices.Contains([]string{"", BackendQEMU, BackendLibvirt}, c.Backend), "$.backend", fmt.Sprintf("backend %q is not known", c.Backend), "use qemu or libvirt"},
 		{c.URI == "" || c.Backend == BackendLibvirt, "$.uri", "uri says which libvirt, and the backend is not libvirt", "backend: libvirt"},
-		{c.Backend != BackendLibvirt || !d.has("$.gpu"), "$.gpu", "libvirt cannot be asked for cards yet", "backend: qemu has them"},
 		{slices.Contains([]string{"", Continue, Pause}, c.OnDisconnect), "$.on_disconnect", fmt.Sprintf("on_disconnect %q is not known", c.OnDisconnect), "use continue or pause"},
 		{c.OnDisconnect == "" || mayBeElsewhere(c), "$.on_disconnect", "on_disconnect is about a machine on another host, and this one is not", "uri: qemu+ssh://USER@HOST/system"},
 		{uriErr == nil, "$.uri", fmt.Sprint(uriErr), vm.Hint(uriErr)},

@@ -19,6 +19,7 @@ import (
 // Waits of a domain's life.
 const (
 	createTimeout  = time.Minute            // until QEMU runs, as libvirt sees it
+	restoreTimeout = 10 * time.Minute       // until it has its memory again, which is read from a disk
 	destroyTimeout = 10 * time.Second       // for a libvirt that is away to come back and end what it has begun
 	killTimeout    = 8 * time.Second        // for libvirt, before it is done by hand
 	wordTimeout    = 3 * time.Second        // for libvirt to say why QEMU has ended
@@ -42,24 +43,35 @@ type Domain struct {
 	told chan struct{} // closed once there is one
 	good bool          // the guest shut down
 
+	saving sync.Mutex // held while libvirt saves the machine, which ends it
+	saved  bool       // it did
+	over   chan struct{}
+	bury   func() // closes over: nobody waits for what was saved any more
+
 	done  chan struct{} // closed when QEMU has ended
 	known chan struct{} // closed after err is set
 	err   error
 }
 
 // Start creates the domain of m as a transient one: libvirt forgets it when it
-// ends. program is this program, for the guard. conn stays the caller's.
+// ends. One with a saved state goes on from there, paused and without its shares.
+// program is this program, for the guard. conn stays the caller's.
 func Start(ctx context.Context, conn *Conn, m vm.Machine, c Config, program string, log *slog.Logger) (_ *Domain, err error) {
 	text, err := XML(m, c)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, createTimeout, vm.Classify(vm.ErrTimeout, fmt.Errorf("libvirt did not start the machine within %v", createTimeout)))
+	limit := createTimeout
+	if m.Saved != "" {
+		limit = restoreTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, vm.Classify(vm.ErrTimeout, fmt.Errorf("libvirt did not start the machine within %v", limit)))
 	defer cancel()
 	if err := RemoveLeftover(ctx, conn, c.Metadata); err != nil {
 		return nil, err
 	}
-	d := &Domain{conn: conn, log: log, meta: c.Metadata, told: make(chan struct{}), done: make(chan struct{}), known: make(chan struct{})}
+	d := &Domain{conn: conn, log: log, meta: c.Metadata, told: make(chan struct{}), over: make(chan struct{}), done: make(chan struct{}), known: make(chan struct{})}
+	d.bury = sync.OnceFunc(func() { close(d.over) })
 	if d.console, err = listenConsole(c.Console, m.Console, c.Owner); err != nil {
 		return nil, err
 	}
@@ -72,7 +84,19 @@ func Start(ctx context.Context, conn *Conn, m vm.Machine, c Config, program stri
 		d.console.file.Close()
 		return nil, err
 	}
-	if err := d.create(ctx, text); err != nil {
+	create := func() (golibvirt.Domain, error) {
+		return call(ctx, d.conn, "start the machine", func(l *golibvirt.Libvirt) (golibvirt.Domain, error) {
+			return l.DomainCreateXML(text, golibvirt.DomainStartValidate)
+		})
+	}
+	if m.Saved != "" {
+		create = func() (golibvirt.Domain, error) { return d.goOn(ctx, m.Saved) }
+	}
+	err = d.create(ctx, create)
+	if err == nil && m.Line != "" {
+		err = tighten(m.Line)
+	}
+	if err != nil {
 		d.abandon()
 		go drain(events)
 		return nil, err
@@ -87,8 +111,8 @@ func Start(ctx context.Context, conn *Conn, m vm.Machine, c Config, program stri
 	return d, nil
 }
 
-// create has libvirt start QEMU and learns which process that is.
-func (d *Domain) create(ctx context.Context, text string) error {
+// create has libvirt start QEMU, by do, and learns which process that is.
+func (d *Domain) create(ctx context.Context, do func() (golibvirt.Domain, error)) error {
 	waiting, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	type answer struct {
@@ -97,9 +121,7 @@ func (d *Domain) create(ctx context.Context, text string) error {
 	}
 	created := make(chan answer, 1)
 	go func() {
-		dom, err := call(ctx, d.conn, "start the machine", func(l *golibvirt.Libvirt) (golibvirt.Domain, error) {
-			return l.DomainCreateXML(text, golibvirt.DomainStartValidate)
-		})
+		dom, err := do()
 		if err != nil {
 			cancel(err)
 		}
@@ -174,13 +196,7 @@ var ErrForeign = errors.New("libvirt has a domain that is not agentvm's")
 // RemoveLeftover ends a domain of this very machine that an earlier life has
 // left. One with its id that is somebody else's is left alone, and an error.
 func RemoveLeftover(ctx context.Context, conn *Conn, mine Metadata) error {
-	id, err := uuid.Parse(mine.ID)
-	if err != nil {
-		return fmt.Errorf("look for the machine's domain: %w", err)
-	}
-	dom, err := call(ctx, conn, "look for the machine's domain", func(l *golibvirt.Libvirt) (golibvirt.Domain, error) {
-		return l.DomainLookupByUUID(golibvirt.UUID(id))
-	})
+	dom, err := find(ctx, conn, mine.ID)
 	if golibvirt.IsNotFound(err) {
 		return nil
 	}
@@ -195,6 +211,17 @@ func RemoveLeftover(ctx context.Context, conn *Conn, mine Metadata) error {
 		return vm.Classify(vm.ErrHost, fmt.Errorf("domain %q has the machine's UUID %s: %w", dom.Name, mine.ID, ErrForeign))
 	}
 	return destroy(ctx, conn, dom)
+}
+
+// find looks up the domain with a machine's id.
+func find(ctx context.Context, conn *Conn, machine string) (golibvirt.Domain, error) {
+	id, err := uuid.Parse(machine)
+	if err != nil {
+		return golibvirt.Domain{}, fmt.Errorf("look for the machine's domain: %w", err)
+	}
+	return call(ctx, conn, "look for the machine's domain", func(l *golibvirt.Libvirt) (golibvirt.Domain, error) {
+		return l.DomainLookupByUUID(golibvirt.UUID(id))
+	})
 }
 
 func metadataOf(ctx context.Context, conn *Conn, dom golibvirt.Domain) (Metadata, error) {
@@ -248,6 +275,7 @@ func (d *Domain) Powerdown(ctx context.Context) error {
 func (d *Domain) Kill() error {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
+	d.bury()
 	select {
 	case <-d.done:
 	default:
@@ -276,6 +304,12 @@ func (d *Domain) wait(ctx context.Context) {
 		}
 		unix.Close(fd)
 	}
+	d.saving.Lock() // whoever saves it knows why it ends
+	saved := d.saved
+	d.saving.Unlock()
+	if saved {
+		<-d.over
+	}
 	close(d.done)
 	select {
 	case <-d.told:
@@ -284,7 +318,7 @@ func (d *Domain) wait(ctx context.Context) {
 	}
 	d.mu.Lock()
 	switch {
-	case d.good:
+	case d.good, saved:
 	case d.last != "":
 		d.err = errors.New(d.last)
 	default:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,6 +65,30 @@ func TestRealLibvirt(t *testing.T) {
 		}
 		if s, err := qmp.Status(t.Context(), monitor); err != nil || !s.Running {
 			t.Errorf("afterwards %+v, %v", s, err)
+		}
+	})
+
+	t.Run("devices", func(t *testing.T) {
+		// What libvirt makes of golden files is what package qemu makes of the same cards.
+		for name, want := range map[string][]string{
+			"card-emulated": {
+				"q35-pcihost.pci-hole64-size=268959744K",
+				`"chassis":1,"id":"ua-dp0"`, `"pref64-reserve":536870912`, `"chassis":2,"id":"ua-dp1"`, `"pref64-reserve":137438953472`,
+				`"host":"0000:65:00.0","id":"hostdev0","bus":"ua-dp0","multifunction":true,"addr":"0x0"}`,
+				`"host":"0000:65:00.1","id":"hostdev1","bus":"ua-dp0","addr":"0x0.0x1","rombar":0}`,
+				`"host":"0000:d8:00.0","id":"hostdev4","bus":"ua-dp1","addr":"0x0","rombar":0}`,
+			},
+			"mdev-emulated": {`"sysfsdev":"/sys/bus/mdev/devices/c2177883-f1bb-47f0-914d-32a22e3a8804"`, `"bus":"ua-dp0","addr":"0x0","rombar":0}`},
+		} {
+			line := lv.Virsh("domxml-to-native", "qemu-argv", "--xml", filepath.Join("testdata", name+".xml"))
+			for _, w := range want {
+				if !strings.Contains(line, w) {
+					t.Errorf("%s: no %s in\n%s", name, w, line)
+				}
+			}
+			if strings.Contains(line, "balloon") {
+				t.Errorf("%s: it has a balloon\n%s", name, line)
+			}
 		}
 	})
 

@@ -43,23 +43,21 @@ func XML(m vm.Machine, c Config) (string, error) {
 		Metadata:      &libvirtxml.DomainMetadata{XML: meta},
 		Memory:        &libvirtxml.DomainMemory{Value: uint(m.Memory >> 10), Unit: "KiB", DumpCore: "off"}, // it holds secrets
 		CurrentMemory: &libvirtxml.DomainCurrentMemory{Value: uint(m.Memory >> 10), Unit: "KiB"},
-		// vhost-user servers map guest memory, so it must be shared.
-		MemoryBacking: &libvirtxml.DomainMemoryBacking{
-			MemorySource: &libvirtxml.DomainMemorySource{Type: "memfd"},
-			MemoryAccess: &libvirtxml.DomainMemoryAccess{Mode: "shared"},
-		},
-		VCPU:       &libvirtxml.DomainVCPU{Placement: "static", Value: uint(m.CPUs)},
-		OS:         operatingSystem(m, c),
-		Features:   features(m),
-		CPU:        processor(m),
-		Clock:      clock(m),
-		OnPoweroff: "destroy", OnReboot: "restart", OnCrash: "restart",
+		MemoryBacking: memoryBacking(m),
+		VCPU:          &libvirtxml.DomainVCPU{Placement: "static", Value: uint(m.CPUs)},
+		OS:            operatingSystem(m, c),
+		Features:      features(m),
+		CPU:           processor(m),
+		Clock:         clock(m),
+		OnPoweroff:    "destroy", OnReboot: "restart", OnCrash: "restart",
 		Devices:         devices(m, c),
 		QEMUCommandline: commandline(m, c),
 	}
 	if m.Accel == vm.AccelKVM {
 		d.Type = "kvm"
 	}
+	passThrough(&d, m)
+	near(&d, m.Near)
 	if o := c.Owner; o != nil {
 		// The files are that user's already: nothing is to be relabelled.
 		d.SecLabel = []libvirtxml.DomainSecLabel{{Type: "static", Model: "dac", Relabel: "no", Label: fmt.Sprintf("+%d:+%d", o.UID, o.GID)}}
@@ -83,7 +81,7 @@ func check(m vm.Machine, c Config) error {
 	if more := unrendered(m); len(more) > 0 {
 		return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("agentvm cannot ask libvirt for: %s", strings.Join(more, ", "))), "backend: qemu has it")
 	}
-	for what, path := range map[string]string{"console": c.Console, "kernel": m.Boot.Kernel, "initrd": m.Boot.Initrd, "UEFI variables": m.Boot.VarsFile, "workspace": c.Metadata.Workspace, "kernel command line": m.Boot.Cmdline} {
+	for what, path := range map[string]string{"console": c.Console, "serial line": m.Line, "kernel": m.Boot.Kernel, "initrd": m.Boot.Initrd, "UEFI variables": m.Boot.VarsFile, "workspace": c.Metadata.Workspace, "kernel command line": m.Boot.Cmdline} {
 		if err := checkText(what, path); err != nil {
 			return err
 		}
@@ -96,6 +94,13 @@ func check(m vm.Machine, c Config) error {
 	for _, s := range m.Shares {
 		if err := checkText("socket of share "+s.Tag, s.Socket); err != nil {
 			return err
+		}
+	}
+	for _, s := range m.Slots {
+		for _, f := range s.Functions {
+			if err := checkText("ROM of "+f.Title(), f.ROM); err != nil {
+				return err
+			}
 		}
 	}
 	for _, n := range m.NICs {
@@ -111,7 +116,8 @@ func check(m vm.Machine, c Config) error {
 // libvirt sees to by itself.
 var rendered = []string{
 	"Name", "UUID", "CPUs", "Memory", "Accel", "CPUModel", "Boot", "Disks", "Shares", "NICs",
-	"Console", "QMP", "RunAs", "Ports",
+	"Console", "QMP", "RunAs", "Ports", "Slots", "HugePages", "Near",
+	"Line", "Saved",
 }
 
 // unrendered names what the machine has beyond that: it is refused, never left out.
@@ -210,14 +216,20 @@ func devices(m vm.Machine, c Config) *libvirtxml.DomainDeviceList {
 	for i, d := range m.Disks {
 		list.Disks = append(list.Disks, disk(i, d))
 	}
-	for _, s := range m.Shares {
-		list.Filesystems = append(list.Filesystems, libvirtxml.DomainFilesystem{
-			Driver: &libvirtxml.DomainFilesystemDriver{Type: "virtiofs", Queue: 1024},
-			Source: &libvirtxml.DomainFilesystemSource{Mount: &libvirtxml.DomainFilesystemSourceMount{Socket: s.Socket}},
-			Target: &libvirtxml.DomainFilesystemTarget{Dir: s.Tag},
-		})
+	for i, s := range m.Shares {
+		list.Filesystems = append(list.Filesystems, filesystem(i, s))
 	}
 	return list
+}
+
+// filesystem is share i, which may be plugged in and out.
+func filesystem(i int, s vm.Share) libvirtxml.DomainFilesystem {
+	return libvirtxml.DomainFilesystem{
+		Driver: &libvirtxml.DomainFilesystemDriver{Type: "virtiofs", Queue: 1024},
+		Source: &libvirtxml.DomainFilesystemSource{Mount: &libvirtxml.DomainFilesystemSourceMount{Socket: s.Socket}},
+		Target: &libvirtxml.DomainFilesystemTarget{Dir: s.Tag},
+		Alias:  &libvirtxml.DomainAlias{Name: shareAlias(i)},
+	}
 }
 
 func disk(i int, d vm.Disk) libvirtxml.DomainDisk {
@@ -233,7 +245,7 @@ func disk(i int, d vm.Disk) libvirtxml.DomainDisk {
 	} else {
 		x.Driver.DetectZeros = "unmap"
 	}
-	if slot := uint(diskSlot + i); slot < nicSlot {
+	if slot := uint(diskSlot + i); slot < lineSlot {
 		x.Address = rootBus(slot)
 	}
 	if i == 0 {
@@ -244,11 +256,12 @@ func disk(i int, d vm.Disk) libvirtxml.DomainDisk {
 
 // Slots of the root bus for what a machine keeps, as package qemu has it. libvirt
 // would give each a port, which costs a guest's firmware and kernel time. Ports
-// come from below, and libvirt does not know of the network cards.
+// come from below, and libvirt does not know of the line and the network cards.
 const (
 	balloonSlot = 0x6
 	rngSlot     = 0x7
 	diskSlot    = 0x8  // the first disk's; one that finds no room gets a port
+	lineSlot    = 0xf  // the serial line's
 	nicSlot     = 0x10 // the first network card's
 )
 
@@ -258,7 +271,8 @@ func rootBus(slot uint) *libvirtxml.DomainAddress {
 }
 
 // commandline is what libvirt has no element for: a network card whose frames
-// go to a unix stream socket, and the parts of a PC that are better left out.
+// go to a unix stream socket, a serial line whose socket is QEMU's own and not
+// libvirt's, and the parts of a PC that are better left out.
 func commandline(m vm.Machine, c Config) *libvirtxml.DomainQEMUCommandline {
 	line := &libvirtxml.DomainQEMUCommandline{}
 	add := func(words ...string) {
@@ -269,6 +283,11 @@ func commandline(m vm.Machine, c Config) *libvirtxml.DomainQEMUCommandline {
 	for i, n := range m.NICs {
 		words := qemu.NICArgs(i, n)
 		words[len(words)-1] += fmt.Sprintf(",bus=pcie.0,addr=%#x", nicSlot+i)
+		add(words...)
+	}
+	if m.Line != "" {
+		words := qemu.LineArgs(m.Line)
+		words[3] += fmt.Sprintf(",bus=pcie.0,addr=%#x", lineSlot)
 		add(words...)
 	}
 	var without []string

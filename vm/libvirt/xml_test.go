@@ -23,7 +23,7 @@ func testConfig() Config {
 		Caps: qemu.Caps{
 			Binary: "/usr/bin/qemu-system-x86_64", Machine: "pc-q35-7.2",
 			MachineProps: []string{"vmport", "hpet", "smm", "usb", "graphics", "sata", "smbus", "i8042"},
-			Devices:      []string{"pcie-root-port", "vhost-user-fs-pci", "virtio-balloon-pci", "virtio-blk-pci", "virtserialport"},
+			Devices:      []string{"pcie-root-port", "vfio-pci", "vhost-user-fs-pci", "virtio-balloon-pci", "virtio-blk-pci", "virtserialport"},
 			Objects:      []string{"memory-backend-file", "memory-backend-memfd", "rng-builtin"},
 			Netdevs:      []string{"stream"},
 			Accels:       []vm.Accel{vm.AccelTCG, vm.AccelKVM},
@@ -46,7 +46,7 @@ func testMachine() vm.Machine {
 		},
 		Shares:  []vm.Share{{Tag: "workspace", Socket: "/r/fs0.sock"}, {Tag: "mount0", Socket: "/r/fs1.sock"}},
 		NICs:    []vm.NIC{{MAC: "5a:94:ef:e4:0c:ee", Socket: "/r/net.sock", MTU: 65520}},
-		Console: "/s/console.log", QMP: "/r/vm/qmp.sock", Ports: 4,
+		Console: "/s/console.log", QMP: "/r/vm/qmp.sock", Line: "/r/vm/line.sock", Ports: 4,
 	}
 }
 
@@ -70,26 +70,33 @@ func TestXMLGolden(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m, c := testMachine(), testConfig()
 			change(&m, &c)
-			got, err := XML(m, c)
-			if err != nil {
-				t.Fatal(err)
-			}
-			file := filepath.Join("testdata", name+".xml")
-			if *update {
-				if err := os.WriteFile(file, []byte(got+"\n"), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got+"\n"); diff != "" {
-				t.Error(diff)
-			}
-			validate(t, file)
+			golden(t, name, m, c)
 		})
 	}
+}
+
+// golden compares the domain with a file, and asks libvirt's schema of it.
+func golden(t *testing.T, name string, m vm.Machine, c Config) (text string) {
+	t.Helper()
+	got, err := XML(m, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join("testdata", name+".xml")
+	if *update {
+		if err := os.WriteFile(file, []byte(got+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got+"\n"); diff != "" {
+		t.Error(diff)
+	}
+	validate(t, file)
+	return got
 }
 
 // validate asks libvirt's schema (virt-xml-validate(1)).
@@ -105,15 +112,22 @@ func TestXMLRefuses(t *testing.T) {
 		change func(*vm.Machine, *Config)
 		says   string
 	}{
-		"saved":           {func(m *vm.Machine, _ *Config) { m.Saved = "/t" }, "cannot ask libvirt for: Saved"},
-		"line and memory": {func(m *vm.Machine, _ *Config) { m.Line, m.MemoryFile = "/l", "/m" }, "Line, MemoryFile"},
-		"no UUID":         {func(m *vm.Machine, _ *Config) { m.UUID = "" }, "no UUID"},
-		"not UTF-8":       {func(m *vm.Machine, _ *Config) { m.Disks[0].Path = "/a\xff" }, "cannot carry"},
-		"control":         {func(m *vm.Machine, _ *Config) { m.Shares[0].Socket = "/a\x01" }, "cannot carry"},
-		"workspace":       {func(_ *vm.Machine, c *Config) { c.Metadata.Workspace = "/a\x1b" }, "cannot carry"},
-		"network":         {func(m *vm.Machine, _ *Config) { m.NICs[0].Socket = "/\xc3" }, "cannot carry"},
-		"no stream":       {func(_ *vm.Machine, c *Config) { c.Caps.Netdevs = nil }, "netdev stream"},
-		"no accelerator":  {func(_ *vm.Machine, c *Config) { c.Caps.Accels = nil }, "accelerator tcg"},
+		"ROM": {func(m *vm.Machine, _ *Config) {
+			m.Slots = []vm.Slot{{Functions: []vm.Function{{Address: "0000:01:00.0", ROM: "/rom\xff"}}}}
+		}, "cannot carry"},
+		"address": {func(m *vm.Machine, _ *Config) { m.Slots = []vm.Slot{testenv.Card("01:00.0")} }, "is not a PCI address"},
+		"no VFIO": {func(m *vm.Machine, c *Config) {
+			m.Slots, c.Caps.Devices = []vm.Slot{testenv.A100}, nil
+		}, "vfio-pci"},
+		"memory":         {func(m *vm.Machine, _ *Config) { m.MemoryFile, m.PIDFile = "/m", "/p" }, "cannot ask libvirt for: PIDFile, MemoryFile"},
+		"line":           {func(m *vm.Machine, _ *Config) { m.Line = "/a\xff" }, "cannot carry"},
+		"no UUID":        {func(m *vm.Machine, _ *Config) { m.UUID = "" }, "no UUID"},
+		"not UTF-8":      {func(m *vm.Machine, _ *Config) { m.Disks[0].Path = "/a\xff" }, "cannot carry"},
+		"control":        {func(m *vm.Machine, _ *Config) { m.Shares[0].Socket = "/a\x01" }, "cannot carry"},
+		"workspace":      {func(_ *vm.Machine, c *Config) { c.Metadata.Workspace = "/a\x1b" }, "cannot carry"},
+		"network":        {func(m *vm.Machine, _ *Config) { m.NICs[0].Socket = "/\xc3" }, "cannot carry"},
+		"no stream":      {func(_ *vm.Machine, c *Config) { c.Caps.Netdevs = nil }, "netdev stream"},
+		"no accelerator": {func(_ *vm.Machine, c *Config) { c.Caps.Accels = nil }, "accelerator tcg"},
 		"no UEFI": {func(m *vm.Machine, c *Config) {
 			m.Boot, c.Caps.UEFI = vm.Boot{Firmware: vm.FirmwareUEFI, VarsFile: "/v"}, nil
 		}, "no UEFI firmware"},

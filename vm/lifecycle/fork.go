@@ -35,6 +35,9 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 	if err != nil {
 		return nil, err
 	}
+	if err := noMemoryKept(inst, spec); err != nil {
+		return nil, err
+	}
 	targets, err := m.forkTargets(inst, spec, n, view)
 	if err != nil {
 		return nil, err

@@ -95,9 +95,6 @@ func place(spec instance.Spec, name, id, dir, run string, host Host) instance.Sp
 	for i, s := range m.Shares {
 		m.Shares[i].Socket = socket(s.Tag)
 	}
-	if spec.Backend == config.BackendLibvirt {
-		m.Line = "" // it is for a memory that is saved, which is not done there
-	}
 	spec.Machine = m
 	return spec
 }

@@ -135,10 +135,22 @@ func (a *args) control(m vm.Machine) {
 	a.option("-chardev", "file", "id", "console", "path", m.Console, "append", true)
 	a.option("-serial", "chardev:console")
 	if m.Line != "" {
-		a.option("-chardev", "socket", "id", "line", "path", m.Line, "server", true, "wait", false)
-		a.option("-device", "virtio-serial-pci", "max_ports", 2, "disable-legacy", true)
-		a.option("-device", "virtserialport", "chardev", "line", "name", line.Port)
+		a.line(m.Line)
 	}
+}
+
+func (a *args) line(socket string) {
+	a.option("-chardev", "socket", "id", "line", "path", socket, "server", true, "wait", false)
+	a.option("-device", "virtio-serial-pci", "max_ports", 2, "disable-legacy", true)
+	a.option("-device", "virtserialport", "chardev", "line", "name", line.Port)
+}
+
+// LineArgs are the arguments of the serial line with a socket, for who starts
+// QEMU otherwise than by Argv. The fourth is that of the line's PCI device.
+func LineArgs(socket string) []string {
+	var a args
+	a.line(socket)
+	return a.argv
 }
 
 // basics are the small devices that every machine has.

@@ -34,18 +34,31 @@ func hole64(m vm.Machine) (size int64) {
 	return size + largest
 }
 
+// AddressSpace is what a machine's devices need beyond what there is: bytes above
+// the memory, and MiB that OVMF, whose older versions do not look at what there
+// is, has to be told of. 0: there is enough.
+func AddressSpace(m vm.Machine) (hole, window int64) {
+	if hole = hole64(m); hole <= defaultHole64 {
+		return 0, 0
+	}
+	if needsUEFI(m) {
+		window = powerOfTwo(hole) >> 20
+	}
+	return hole, window
+}
+
 // devices makes the ports for the host's devices, and passes on what is in them.
 // That of a restored machine is plugged in later.
 func (a *args) devices(m vm.Machine, caps Caps) {
 	if len(m.Slots) == 0 {
 		return
 	}
-	if hole := hole64(m); hole > defaultHole64 {
+	hole, window := AddressSpace(m)
+	if hole > 0 {
 		a.option("-global", "", "q35-pcihost.pci-hole64-size", hole)
-		if needsUEFI(m) {
-			// Older OVMF does not look at what there is; its number is in MiB.
-			a.option("-fw_cfg", "", "name", "opt/ovmf/X-PciMmio64Mb", "string", powerOfTwo(hole)>>20)
-		}
+	}
+	if window > 0 {
+		a.option("-fw_cfg", "", "name", "opt/ovmf/X-PciMmio64Mb", "string", window)
 	}
 	if m.HasDevices() && caps.iommufd() {
 		a.option("-object", "iommufd", "id", iommufdID)
@@ -75,13 +88,13 @@ func devicePort(i int) string { return fmt.Sprintf("dp%d", i) }
 func function(i, n int, s vm.Slot, caps Caps) []any {
 	f := s.Functions[n]
 	return []any{"host", unless(f.Address == "", f.Address), "sysfsdev", unless(f.Mediated == "", "/sys/bus/mdev/devices/"+f.Mediated),
-		"id", fmt.Sprintf("dev%d-%d", i, n), "bus", devicePort(i), "addr", fmt.Sprintf("0x0.0x%d", number(s, n)), "multifunction", unless(len(s.Functions) == 1, n == 0),
+		"id", fmt.Sprintf("dev%d-%d", i, n), "bus", devicePort(i), "addr", fmt.Sprintf("0x0.0x%d", FunctionNumber(s, n)), "multifunction", unless(len(s.Functions) == 1, n == 0),
 		"rombar", unless(!f.HideROM, 0), "romfile", unless(f.ROM == "", f.ROM), "iommufd", unless(!caps.iommufd(), iommufdID)}
 }
 
-// number is the number that function n of a slot has in the guest: its own, as
-// some drivers expect, where the slot has the function 0 that it must have.
-func number(s vm.Slot, n int) int {
+// FunctionNumber is the number that function n of a slot has in the guest: its
+// own, as some drivers expect, where the slot has the function 0 that it must have.
+func FunctionNumber(s vm.Slot, n int) int {
 	own := func(f vm.Function) int {
 		_, digit, _ := strings.Cut(f.Address, ".")
 		n, err := strconv.Atoi(digit)

@@ -27,6 +27,10 @@ const (
 	indexFile  = "saved.json"
 	memoryFile = "memory" // segments, one after the other
 	stateFile  = "state"  // QEMU's own format
+
+	// ImageFile is all of a machine in the format of another, libvirt, in place
+	// of the other two.
+	ImageFile = "image"
 )
 
 // ErrDamaged is a directory whose files do not fit together.
@@ -39,6 +43,7 @@ type index struct {
 	Segments []segment `json:"segments"` // in memory's order
 	Memory   sum       `json:"memory"`
 	State    sum       `json:"state"`
+	Image    int64     `json:"image,omitempty"` // bytes of ImageFile; 0: there is none
 }
 
 // segment is a stretch of guest memory that is not zero, in bytes.
@@ -71,6 +76,9 @@ func Open(dir string) (*Saved, error) {
 	}
 	if s.index.Format != Format {
 		return nil, fmt.Errorf("%w: format %d, and this program knows %d", ErrDamaged, s.index.Format, Format)
+	}
+	if s.index.Image != 0 {
+		return nil, fmt.Errorf("%w: libvirt has saved it", ErrDamaged)
 	}
 	var total, end int64
 	for _, g := range s.index.Segments {
@@ -108,6 +116,11 @@ func Write(dir string, memory *os.File, r io.Reader) error {
 	if err := ix.writeMemory(filepath.Join(dir, memoryFile), memory); err != nil {
 		return fmt.Errorf("save the machine's memory: %w", err)
 	}
+	return ix.write(dir)
+}
+
+// write makes the directory one that opens.
+func (ix *index) write(dir string) error {
 	data, err := json.Marshal(ix)
 	if err != nil {
 		return err
@@ -116,6 +129,41 @@ func Write(dir string, memory *os.File, r io.Reader) error {
 		return fmt.Errorf("save the machine: %w", err)
 	}
 	return nil
+}
+
+// SealImage makes dir one in which a machine was saved, whose ImageFile is whole.
+// That need not be readable: libvirt's is root's.
+func SealImage(dir string) error {
+	fi, err := os.Lstat(filepath.Join(dir, ImageFile))
+	if err != nil {
+		return fmt.Errorf("save the machine: %w", err)
+	}
+	if fi.Size() == 0 || !fi.Mode().IsRegular() {
+		return fmt.Errorf("%w: %s is empty", ErrDamaged, ImageFile)
+	}
+	return (&index{Format: Format, Image: fi.Size()}).write(dir)
+}
+
+// CheckImage returns the ImageFile in dir, if it is as long as it was. What else
+// may have happened to it, whoever reads it has to see.
+func CheckImage(dir string) (path string, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, indexFile))
+	if err != nil {
+		return "", fmt.Errorf("saved machine: %w", err)
+	}
+	var ix index
+	if err := json.Unmarshal(data, &ix); err != nil {
+		return "", fmt.Errorf("%w: %s: %w", ErrDamaged, indexFile, err)
+	}
+	path = filepath.Join(dir, ImageFile)
+	fi, err := os.Lstat(path)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("%w: %w", ErrDamaged, err)
+	case ix.Format != Format || fi.Size() != ix.Image || !fi.Mode().IsRegular():
+		return "", fmt.Errorf("%w: %s has %d bytes, and had %d", ErrDamaged, ImageFile, fi.Size(), ix.Image)
+	}
+	return path, nil
 }
 
 func writeState(path string, r io.Reader) (s sum, err error) {

@@ -178,3 +178,48 @@ func FuzzOpen(f *testing.F) {
 		_ = s.LoadMemory(memory(t, nil)) // must not crash
 	})
 }
+
+// TestImage is a machine in another's format.
+func TestImage(t *testing.T) {
+	dir := t.TempDir()
+	if err := SealImage(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without an image: %v", err)
+	}
+	path := filepath.Join(dir, ImageFile)
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("")
+	if err := SealImage(dir); !errors.Is(err, ErrDamaged) || Exists(dir) {
+		t.Errorf("an empty image: %v", err)
+	}
+	if _, err := CheckImage(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("nothing was saved: %v", err)
+	}
+	write("all of it")
+	if err := SealImage(dir); err != nil || !Exists(dir) {
+		t.Fatal(err)
+	}
+	if got, err := CheckImage(dir); err != nil || got != path {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := Open(dir); !errors.Is(err, ErrDamaged) {
+		t.Errorf("opened as QEMU's own: %v", err)
+	}
+	write("all")
+	if _, err := CheckImage(dir); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a short image: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CheckImage(dir); !errors.Is(err, ErrDamaged) {
+		t.Errorf("no image: %v", err)
+	}
+	if _, err := CheckImage(save(t, memory(t, nil))); !errors.Is(err, ErrDamaged) {
+		t.Errorf("QEMU's own: %v", err)
+	}
+}
