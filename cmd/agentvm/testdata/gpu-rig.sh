@@ -115,6 +115,43 @@ plug() { # into a machine that goes on from what was saved without the card
 	is stopped
 }
 
+libvirt() { # starts the host's libvirt
+	/usr/sbin/libvirtd -f /etc/libvirt/libvirtd.conf &
+	libvirtd=$!
+	while [ ! -S /run/libvirt/libvirt-sock ] && kill -0 $libvirtd; do sleep 0.5; done
+}
+
+ended() { # ended NAME: waits until the supervisor has given everything back
+	wait $life
+	is "$1"
+}
+
+managed() { # a machine of libvirt's
+	echo 96 >/proc/sys/vm/nr_hugepages
+	mkdir -p /dev/hugepages
+	mount -t hugetlbfs -o pagesize=2M huge /dev/hugepages
+	libvirt
+	begin managed
+	is "in a machine of libvirt's"
+	locks
+	does "stop by libvirt" stop --force managed
+	ended "back from libvirt"
+
+	begin managed
+	kill -9 $qemu
+	ended "QEMU killed"
+
+	begin managed
+	kill -9 $libvirtd
+	rm /run/libvirt/libvirt-sock
+	does "stop without libvirt" stop --force managed
+	ended "libvirtd killed"
+	libvirt
+	sleep 5 # it looks at what it had before
+	is "libvirtd is there again"
+	kill $libvirtd
+}
+
 machine() {
 	echo 96 >/proc/sys/vm/nr_hugepages
 	begin long
