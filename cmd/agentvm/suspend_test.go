@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/agentvm/agentvm/vm/instance"
 )
@@ -173,11 +172,7 @@ func TestSuspend(t *testing.T) {
 		h.until(dir, instance.Saving)
 		_ = cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait()
-		// The last moment to change one's mind may have been missed.
-		for h.status(dir).State == instance.Saving {
-			time.Sleep(50 * time.Millisecond)
-		}
-		h.must(dir, "up")
+		h.must(dir, "up") // which waits: the last moment to change one's mind may have been missed
 		inOrder(t)
 	})
 	t.Run("damaged", func(t *testing.T) {

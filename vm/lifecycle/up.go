@@ -15,6 +15,7 @@ import (
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/agent"
 	"github.com/agentvm/agentvm/vm/config"
+	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/template"
 )
@@ -114,7 +115,7 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 	if oldErr != nil && !created && !errors.Is(oldErr, fs.ErrNotExist) {
 		return Result{}, oldErr
 	}
-	status, err := inst.Status()
+	status, err := m.settled(ctx, inst, old, report)
 	if err != nil {
 		return Result{}, err
 	}
@@ -259,6 +260,32 @@ func discardDisk(inst *instance.Instance) error {
 		return fmt.Errorf("remove the old root disk: %w", err)
 	}
 	return inst.Unprovisioned()
+}
+
+// settled returns the machine's state. One that is about to end or is written
+// down, since another command was interrupted, is waited for.
+func (m *Manager) settled(ctx context.Context, inst *instance.Instance, spec instance.Spec, report Report) (instance.Status, error) {
+	passing := func(s instance.State) bool { return s == instance.Stopping || s == instance.Saving }
+	status, err := inst.Status()
+	if err != nil || !passing(status.State) {
+		return status, err
+	}
+	report.Note("%q is %s; waiting for that", inst.Name, status.State)
+	last := status
+	err = m.client(inst, spec).Watch(ctx, func(s instance.Status) bool {
+		last = s
+		return passing(s.State)
+	})
+	if err != nil && (ctx.Err() != nil || !errors.Is(err, control.ErrGone)) {
+		return last, err
+	}
+	if last.State.Usable() {
+		return last, nil
+	}
+	if err := m.gone(ctx, inst, status.Supervisor); err != nil {
+		return last, err
+	}
+	return inst.Status()
 }
 
 // join waits for a machine that already runs or starts.
