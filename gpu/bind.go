@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -22,7 +23,7 @@ import (
 // Manager takes devices from the host and gives them back.
 type Manager struct {
 	Host Host
-	Wait time.Duration // for a driver to appear; 0: 5 s
+	Wait time.Duration // for a driver to appear, or to take a device back; 0: 5 s
 
 	// On behalf of whom: Release gives back only what this user may use.
 	// 0, root, may do all.
@@ -343,10 +344,7 @@ func (m *Manager) unbind(ctx context.Context, address, driver string) error {
 
 // await waits until a function has the driver.
 func (m *Manager) await(ctx context.Context, address, driver string) error {
-	wait := m.Wait
-	if wait == 0 {
-		wait = 5 * time.Second
-	}
+	wait := m.wait()
 	for deadline := time.Now().Add(wait); m.driver(address) != driver; {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("its driver is %q after %v, not %q; dmesg may say why", m.driver(address), wait, driver)
@@ -359,6 +357,8 @@ func (m *Manager) await(ctx context.Context, address, driver string) error {
 	}
 	return nil
 }
+
+func (m *Manager) wait() time.Duration { return cmp.Or(m.Wait, 5*time.Second) }
 
 func (m *Manager) boot() string {
 	return strings.TrimSpace(m.Host.text("/proc/sys/kernel/random/boot_id"))

@@ -312,6 +312,32 @@ func TestFailureRollsBack(t *testing.T) {
 	}
 }
 
+// TestDriverTakesItLater: somebody else resets the device when it is given back,
+// and its driver takes it once that is over.
+func TestDriverTakesItLater(t *testing.T) {
+	f, m := manager(t, cards()...)
+	m.Wait = 10 * time.Second
+	before := f.state()
+	if _, err := m.Bind(t.Context(), ask(gone, "0000:02:00.0")); err != nil {
+		t.Fatal(err)
+	}
+	f.refuses["nvidia"] = true
+	tries := 0
+	m.Host.Write = func(ctx context.Context, path, data string) error {
+		if strings.HasSuffix(path, "nvidia/bind") {
+			tries++
+			f.refuses["nvidia"] = tries < 3
+		}
+		return f.write(ctx, path, data)
+	}
+	if o, err := m.Recover(t.Context()); err != nil || len(o) != 1 || o[0].Action != Restored || tries != 3 {
+		t.Error(o, err, tries)
+	}
+	if diff := cmp.Diff(before, f.state()); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // TestBlockedUnbind: the write happens after we gave up. The journal stays
 // until it has, and the device comes back after it.
 func TestBlockedUnbind(t *testing.T) {

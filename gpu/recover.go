@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/agentvm/agentvm/vm"
 )
@@ -301,7 +302,19 @@ func (m *Manager) rebind(ctx context.Context, j *Journal) error {
 	if j.Driver == "" {
 		return nil
 	}
-	err := m.write(ctx, filepath.Join(pciDrivers, j.Driver, "bind"), j.Address)
+	bind := filepath.Join(pciDrivers, j.Driver, "bind")
+	err := m.write(ctx, bind, j.Address)
+	// A driver does not take what somebody else resets at the moment, as libvirt
+	// does once its QEMU has been killed.
+	for deadline := time.Now().Add(m.wait()); err != nil && !errors.Is(err, ErrBlocked) && m.driver(j.Address) == "" &&
+		m.Host.exists(pciDrivers, j.Driver) && time.Now().Before(deadline); {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(m.wait() / 20):
+		}
+		err = m.write(ctx, bind, j.Address)
+	}
 	if errors.Is(err, ErrBlocked) {
 		return err
 	}

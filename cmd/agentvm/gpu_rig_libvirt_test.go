@@ -59,7 +59,8 @@ printf 'stdio_handler = "file"\n' >"$tree/etc/libvirt/qemu.conf"`
 
 // TestGPULibvirtRig gives the card to a machine that libvirt runs, by the real
 // supervisor, libvirtd and QEMU: libvirt lets QEMU lock all memory, and the card
-// comes back when the machine is stopped, and when QEMU or libvirtd is killed.
+// comes back when the machine is stopped, and when QEMU, the supervisor or libvirtd
+// is killed.
 func TestGPULibvirtRig(t *testing.T) {
 	debian, program := rig(t)
 	tree := t.TempDir()
@@ -77,6 +78,7 @@ func TestGPULibvirtRig(t *testing.T) {
 		"in a machine of libvirt's: " + taken, fmt.Sprintf("qemu: user %d, may lock %d", rigUser, rigMemory+1<<30), "locked: all memory",
 		"stop by libvirt: exit 0", "back from libvirt: " + free,
 		"QEMU killed: " + free,
+		"recover after libvirt: exit 0", "supervisor killed: " + free,
 		"stop without libvirt: exit 0", "libvirtd killed: " + free, "libvirtd is there again: " + free,
 		"done",
 	}

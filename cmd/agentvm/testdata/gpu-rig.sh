@@ -142,6 +142,13 @@ managed() { # a machine of libvirt's
 	ended "QEMU killed"
 
 	begin managed
+	kill -9 $life
+	wait $life
+	while kill -0 $qemu; do sleep 0.1; done # whose guard has seen it
+	does "recover after libvirt" gpu recover
+	is "supervisor killed"
+
+	begin managed
 	kill -9 $libvirtd
 	rm /run/libvirt/libvirt-sock
 	does "stop without libvirt" stop --force managed
