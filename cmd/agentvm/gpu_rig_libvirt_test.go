@@ -62,6 +62,7 @@ printf 'stdio_handler = "file"\n' >"$tree/etc/libvirt/qemu.conf"`
 // comes back when the machine is stopped, and when QEMU, the supervisor or libvirtd
 // is killed.
 func TestGPULibvirtRig(t *testing.T) {
+	t.Parallel()
 	debian, program := rig(t)
 	tree := t.TempDir()
 	innerQEMU(t, tree)
