@@ -58,7 +58,7 @@ func rigMachine(t *testing.T, store instance.Store, name, id string, boot time.D
 		Machine: vm.Machine{
 			Name: name, UUID: id, CPUs: 1, Memory: rigMemory, HugePages: 2 << 20, Accel: vm.AccelTCG, Ports: 1,
 			Boot: vm.Boot{Kernel: "/vmlinux", Initrd: "/guest.initrd",
-				Cmdline: "console=ttyS0 loglevel=1 no_timer_check nokaslr mitigations=off tsc=reliable cryptomgr.notests nowatchdog"},
+				Cmdline: "console=ttyS0 loglevel=1 no_timer_check nokaslr mitigations=off tsc=reliable cryptomgr.notests nowatchdog oops=panic panic=-1"},
 			NICs:    []vm.NIC{{MAC: "5a:94:ef:e4:0c:ee", Socket: run + "/net.sock"}},
 			Console: home + "/console.log", QMP: run + "/qmp.sock", RunAs: &vm.Owner{UID: rigUser, GID: rigUser},
 			Slots: []vm.Slot{{Functions: []vm.Function{
