@@ -132,12 +132,34 @@ func TestRemote(t *testing.T) {
 		}
 	})
 	t.Run("from here", func(t *testing.T) { f.fromHere(t) })
+	t.Run("suspend", func(t *testing.T) { f.suspends(t) })
 	t.Run("what does not work", func(t *testing.T) {
 		for _, args := range [][]string{{"fork", "1"}, {"template", "build"}, {"pool", "fill"}} {
 			f.fails(dir, exitUsage, "does not work with a machine on another host", args...)
 		}
 	})
 	t.Run("down", func(t *testing.T) { f.down(t) })
+}
+
+// suspends has that host's libvirt write the machine down, and go on from there
+// with what is new in the workspace here. The web server that fromHere has left
+// holds the workspace first.
+func (f far) suspends(t *testing.T) {
+	const id = "cat /proc/sys/kernel/random/boot_id"
+	boot := f.guest(f.dir, id)
+	f.guest(f.dir, "cd / && setsid sleep 98765 >/dev/null 2>&1 </dev/null & echo of the guest >saved")
+	f.fails(f.dir, exitFailure, "/workspace is in use by process", "suspend")
+	f.guest(f.dir, "sudo pkill -f http.serve[r]")
+	f.must(f.dir, "suspend")
+	if v := f.status(f.dir); v.State != instance.Suspended {
+		t.Errorf("it is %s: %s", v.State, v.Reason)
+	}
+	f.content(f.at("saved"), "of the guest\n")
+	f.write(f.at("meanwhile"), "from here\n")
+	f.must(f.dir, "resume")
+	if got := f.guest(f.dir, id+"; pgrep -c -f 'sleep 9876[5]'; cat saved meanwhile"); got != boot+"1\nof the guest\nfrom here\n" {
+		t.Errorf("it went on as %q", got)
+	}
 }
 
 // runs gives the agent what is its user's.
