@@ -45,6 +45,19 @@ def offset(port):
     return (first - (now >> 6)) % 2**32
 
 
+def served_key():
+    """The host key that sshd shows. It starts itself over once, within ten
+    seconds of a clone's start, and refuses connections meanwhile."""
+    until = time.monotonic() + 120
+    while True:
+        scan = subprocess.run(["ssh-keyscan", "-T", "120", "-t", "ed25519", "127.0.0.1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if scan.stdout.strip():
+            return scan.stdout.strip().split("\n")[-1].removeprefix("127.0.0.1 ")
+        if time.monotonic() > until:
+            raise RuntimeError(scan.stderr)
+        time.sleep(0.5)
+
+
 with open("/dev/urandom", "rb") as f:
     urandom = f.read(32).hex()
 print(json.dumps({
@@ -61,6 +74,6 @@ print(json.dumps({
     "machineID": read("/etc/machine-id"),
     "bootID": read("/proc/sys/kernel/random/boot_id"),
     "hostKey": read("/etc/ssh/ssh_host_ed25519_key.pub"),
-    "servedKey": run("ssh-keyscan", "-T", "120", "-t", "ed25519", "127.0.0.1").split("\n")[-1].removeprefix("127.0.0.1 "),
+    "servedKey": served_key(),
     "authorizedKeys": read("/home/agent/.ssh/authorized_keys").split("\n"),
 }))
