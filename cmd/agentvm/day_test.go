@@ -78,6 +78,7 @@ var dayCases = []struct {
 	{"cp", dayCopy},
 	{"guest panics", dayPanic},
 	{"suspend", daySuspend},
+	{"snapshot", daySnapshot},
 }
 
 func dayFiles(t *testing.T, d day) {
@@ -297,4 +298,36 @@ func daySuspend(t *testing.T, d day) {
 	if o := h.runIn(dir, "", "exec", "--", "sudo", "touch", "/data/new"); o.code == 0 {
 		t.Error("it could write to a read-only mount")
 	}
+}
+
+// daySnapshot: a machine goes on when it has been saved, and again from there.
+func daySnapshot(t *testing.T, d day) {
+	h, dir := d.h, d.dir
+	h.guest(dir, "cd / && (setsid sleep 98764 >/dev/null 2>&1 </dev/null &) && echo in memory >/dev/shm/kept && echo then >~/kept")
+	before := h.is(dir, "day")
+	h.must(dir, "snapshot", "create", "then")
+	goesOn := func(want string) {
+		t.Helper()
+		if got := h.guest(dir, "pgrep -c -f 'sleep 9876[4]'; cat /dev/shm/kept ~/kept /data/in; echo of the guest >/workspace/out"); got != want {
+			t.Errorf("in the guest: %q, want %q", got, want)
+		}
+		if after := h.is(dir, "day"); after.BootID != before.BootID {
+			t.Error("it has booted")
+		}
+		if v := h.status(dir); v.State != instance.Ready || len(v.Warnings) > 0 {
+			t.Errorf("status %+v", v)
+		}
+		if got := h.guest(dir, "curl -sS -m 60 http://model.internal/; curl -sS -m 5 http://1.1.1.1/ >/dev/null 2>&1 || echo no more"); got != "the service\nno more\n" {
+			t.Errorf("it reaches %q", got)
+		}
+	}
+	goesOn("1\nin memory\nthen\nof the host\n")
+	h.guest(dir, "pkill -f 'sleep 9876[4]'; echo later | tee /dev/shm/kept ~/kept")
+	if list := h.snapshots(dir); len(list) != 1 || !list[0].Memory {
+		t.Errorf("snapshots: %+v", list)
+	}
+	h.must(dir, "snapshot", "restore", "then")
+	goesOn("1\nin memory\nthen\nof the host\n")
+	h.must(dir, "snapshot", "rm", "then")
+	h.guest(dir, "cd / && pkill -f 'sleep 9876[4]'; rm ~/kept")
 }

@@ -50,10 +50,61 @@ func TestLibvirt(t *testing.T) {
 		libvirtIsEmpty(t, h, lv)
 		h.must(dir, "up", "--cold")
 	})
-	t.Run("memory is only saved to end it", func(t *testing.T) {
-		for _, args := range [][]string{{"snapshot", "create", "s"}, {"fork", "1"}} {
-			h.fails(dir, exitHost, "saves the memory of a machine only to end it", args...)
+	t.Run("killed while it is saved", func(t *testing.T) {
+		h.must(dir, "snapshot", "create", "before")
+		for _, process := range []string{"supervisor", "qemu", "supervisor"} {
+			cmd := h.command(dir, "snapshot", "create", "killed")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			h.until(dir, instance.Saving)
+			h.kill(dir, process)
+			if cmd.Wait() == nil {
+				t.Error("it says that it has made a snapshot")
+			}
+			h.until(dir, instance.Failed)
+			if list := h.snapshots(dir); len(list) != 1 {
+				t.Errorf("snapshots: %+v", list)
+			}
+			h.must(dir, "snapshot", "restore", "before")
+			h.guest(dir, "echo still here")
 		}
+		h.must(dir, "snapshot", "rm", "before")
+	})
+	t.Run("libvirt ends once it is saved", func(t *testing.T) {
+		h.guest(dir, "echo in memory >/dev/shm/kept")
+		var out bytes.Buffer
+		cmd := h.command(dir, "snapshot", "create", "cut")
+		cmd.Stderr = &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		index := h.instance("day").Path(filepath.Join(instance.SnapshotsDir, ".making"))
+		for range 60000 { // it takes a second or more to go on from there
+			if saved.Exists(index) {
+				break
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+		lv.Kill(syscall.SIGKILL)
+		if err := cmd.Wait(); err == nil || !strings.Contains(out.String(), "could not go on") {
+			t.Errorf("snapshot create: %v\n%s", err, out.String())
+		}
+		h.until(dir, instance.Suspended)
+		h.nothingLeft()
+		lv.Start()
+		if c := h.resume(dir); !c.Restored {
+			t.Error("it was not restored")
+		}
+		if got := h.guest(dir, "cat /dev/shm/kept"); got != "in memory\n" {
+			t.Errorf("in memory: %q", got)
+		}
+		if list := h.snapshots(dir); len(list) != 0 {
+			t.Errorf("snapshots: %+v", list)
+		}
+	})
+	t.Run("memory is one machine's alone", func(t *testing.T) {
+		h.fails(dir, exitHost, "its memory can only be its own", "fork", "1")
 		h.must(dir, "snapshot", "create", "--disk-only", "live")
 		h.guest(dir, "echo still here")
 		h.must(dir, "snapshot", "rm", "live")

@@ -387,12 +387,12 @@ func (m runningMachine) PlugDevice(ctx context.Context, i int, s vm.Slot) error 
 func (m runningMachine) Pause(ctx context.Context) error  { return qmp.Stop(ctx, m.monitor) }
 func (m runningMachine) Resume(ctx context.Context) error { return qmp.Cont(ctx, m.monitor) }
 
-func (m runningMachine) Save(ctx context.Context, dir string) error {
+func (m runningMachine) Save(ctx context.Context, dir string) (ended bool, err error) {
 	state, err := qemu.Save(ctx, m.monitor, filepath.Join(filepath.Dir(m.spec.QMP), "state.sock"), m.spec.RunAs)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return saved.Write(dir, m.memory, bytes.NewReader(state))
+	return false, saved.Write(dir, m.memory, bytes.NewReader(state))
 }
 
 func (p parts) Guest(ctx context.Context, inst *instance.Instance, spec instance.Spec, dial supervisor.Dialer) (supervisor.Guest, error) {

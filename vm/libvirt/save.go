@@ -68,16 +68,16 @@ func (d *Domain) Unplug(ctx context.Context, i int) error {
 // Save has libvirt write the machine, which must have no shares, to dir, and end
 // it. [Domain.Done] does not tell of that end before [Domain.Kill]. After an
 // error the machine goes on, if that is possible at all.
-func (d *Domain) Save(ctx context.Context, dir string) error {
+func (d *Domain) Save(ctx context.Context, dir string) (ended bool, err error) {
 	d.saving.Lock()
 	defer d.saving.Unlock()
-	_, err := call(ctx, d.conn, "save the machine", func(l *golibvirt.Libvirt) (struct{}, error) {
+	_, err = call(ctx, d.conn, "save the machine", func(l *golibvirt.Libvirt) (struct{}, error) {
 		return struct{}{}, l.DomainSaveFlags(d.dom, filepath.Join(dir, saved.ImageFile), nil, uint32(golibvirt.DomainSavePaused))
 	})
 	if err == nil {
 		err = saved.SealImage(dir)
 		d.saved = err == nil
-		return err
+		return d.saved, err
 	}
 	if ctx.Err() != nil || errors.Is(err, ErrLost) { // libvirt may still be at it
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
@@ -89,7 +89,7 @@ func (d *Domain) Save(ctx context.Context, dir string) error {
 			d.log.Warn("give up saving", "error", abort)
 		}
 	}
-	return err
+	return false, err
 }
 
 // goOn has libvirt restore the machine from what [Domain.Save] left in dir. It is

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/saved"
 	"github.com/agentvm/agentvm/vm/tree"
@@ -35,8 +36,9 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 	if err != nil {
 		return nil, err
 	}
-	if err := noMemoryKept(inst, spec); err != nil {
-		return nil, err
+	if spec.Backend == config.BackendLibvirt {
+		return nil, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("libvirt runs %q, and holds what it has saved to be that machine: its memory can only be its own", inst.Name)),
+			"agentvm snapshot create saves this one; backend: qemu has forks")
 	}
 	targets, err := m.forkTargets(inst, spec, n, view)
 	if err != nil {

@@ -123,11 +123,6 @@ func (m *Manager) saveTo(ctx context.Context, inst *instance.Instance, s *Snapsh
 		if _, _, err := m.saveable(inst, !opt.DiskOnly); err != nil {
 			return err
 		}
-		if !opt.DiskOnly {
-			if err := noMemoryKept(inst, s.Spec); err != nil {
-				return err
-			}
-		}
 		s.Memory, s.Workspace = !opt.DiskOnly, opt.Workspace
 		req := control.SnapshotRequest{Dir: s.dir, Memory: s.Memory, Workspace: opt.Workspace, Like: m.lastWorkspace(inst)}
 		if err := m.client(inst, s.Spec).Snapshot(ctx, req); err != nil {

@@ -8,7 +8,6 @@ import (
 
 	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/vm"
-	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/instance"
 )
 
@@ -63,17 +62,6 @@ func (m *Manager) saveable(inst *instance.Instance, memory bool) (instance.Spec,
 		return spec, status, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q was started by an older agentvm, and cannot be saved", inst.Name)), "agentvm restart "+inst.Name)
 	}
 	return spec, status, writeResume(inst, spec)
-}
-
-// noMemoryKept refuses what needs the memory of a machine while it goes on, or for
-// another one: libvirt ends a machine that it saves, and what it has saved is that
-// machine's alone.
-func noMemoryKept(inst *instance.Instance, spec instance.Spec) error {
-	if spec.Backend != config.BackendLibvirt {
-		return nil
-	}
-	return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("libvirt runs %q, and saves the memory of a machine only to end it (agentvm suspend)", inst.Name)),
-		"agentvm snapshot create --disk-only saves its disk; backend: qemu has the rest")
 }
 
 // notSaved says what has become of a machine that could not be saved.

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // Checksum is the CRC-32C of a file, for noticing decay.
@@ -18,6 +20,21 @@ func Checksum(path string) (uint32, error) {
 	crc := crc32.New(castagnoli)
 	_, err = io.Copy(crc, f)
 	return crc.Sum32(), err
+}
+
+// Move gives dst, a directory that it makes, what was saved in src, and nothing
+// else that is there.
+func Move(dst, src string) error {
+	if err := os.MkdirAll(dst, 0o700); err != nil {
+		return fmt.Errorf("move a saved machine: %w", err)
+	}
+	for _, name := range []string{memoryFile, stateFile, ImageFile, indexFile} { // the index last, as ever
+		err := os.Rename(filepath.Join(src, name), filepath.Join(dst, name))
+		if err != nil && (name == indexFile || !errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("move a saved machine: %w", err)
+		}
+	}
+	return nil
 }
 
 // Copy copies a disk, which nobody may be writing to, to a new file of the

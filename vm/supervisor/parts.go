@@ -84,7 +84,8 @@ type Machine interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	// Save pauses the machine, which must have no shares, and writes it to dir.
-	Save(ctx context.Context, dir string) error
+	// ended says that this was its end: another one goes on from dir.
+	Save(ctx context.Context, dir string) (ended bool, err error)
 }
 
 // Line runs programs as root in a guest that expects them; see package line.

@@ -237,7 +237,7 @@ func (s *Supervisor) makeTemplate(ctx context.Context) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := s.machine.Save(bounded, dir); err != nil {
+	if _, err := s.machine.Save(bounded, dir); err != nil {
 		return err
 	}
 	s.trace("save", began)

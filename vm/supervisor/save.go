@@ -32,7 +32,7 @@ const (
 var releaseProgram string
 
 // errSuspended is the cause of a life that goes on at another time.
-var errSuspended = errors.New("suspended on request")
+var errSuspended = errors.New("suspended")
 
 // saveRequest asks the goroutine that owns the life to save the machine.
 type saveRequest struct {
@@ -82,7 +82,7 @@ func (s *Supervisor) save(ctx context.Context, req saveRequest) error {
 	case refused != nil:
 		req.reply <- refused
 	case err == nil && req.end:
-		err = errSuspended
+		err = fmt.Errorf("%w on request", errSuspended)
 		req.reply <- nil
 	default:
 		req.reply <- err
@@ -120,7 +120,7 @@ func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, er
 		s.remount(life, guest)
 		return err, nil
 	}
-	defer l.Close() // not before the guest has its shares again: it would see that, and hang up
+	defer func() { l.Close() }() // not before the guest has its shares again: it would see that, and hang up
 	// From here on the guest has nobody to talk to.
 	warnings := s.Status().Warnings
 	s.to(instance.Saving, "")
@@ -133,14 +133,23 @@ func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, er
 	if failed == nil && ctx.Err() != nil {
 		failed = context.Cause(ctx)
 	}
+	ended := false
 	if failed == nil {
-		failed = s.write(ctx, req)
+		ended, failed = s.write(ctx, req)
 	}
-	switch {
-	case failed != nil:
-		_ = tree.Remove(req.Dir)
-	case req.end:
+	if failed == nil && req.end {
 		return nil, nil
+	}
+	if ended && life.Err() == nil {
+		next, err := s.startAgain(life, req.Dir)
+		if err != nil {
+			return nil, err
+		}
+		l.Close()
+		l = next
+	}
+	if failed != nil {
+		_ = tree.Remove(req.Dir)
 	}
 	if life.Err() != nil {
 		return nil, context.Cause(life)
@@ -244,21 +253,47 @@ func (s *Supervisor) unplug(ctx context.Context) (n int, err error) {
 	return len(s.shares), nil
 }
 
-// write pauses the machine and writes it down.
-func (s *Supervisor) write(ctx context.Context, req saveRequest) error {
+// write pauses the machine and writes it down. ended says that this was the
+// machine's end.
+func (s *Supervisor) write(ctx context.Context, req saveRequest) (ended bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, errors.New("saving takes too long"))
 	defer cancel()
 	defer s.trace("save", time.Now())
 	if err := os.MkdirAll(req.Dir, 0o700); err != nil {
-		return fmt.Errorf("save the machine: %w", err)
+		return false, fmt.Errorf("save the machine: %w", err)
 	}
-	if err := s.machine.Save(ctx, req.Dir); err != nil {
-		return err
+	if ended, err = s.machine.Save(ctx, req.Dir); err != nil || req.end {
+		return ended, err
 	}
-	if req.end {
-		return nil
+	return ended, s.copyFiles(ctx, req.SnapshotRequest)
+}
+
+// startAgain has a machine that ended when it was saved in dir go on from
+// there, paused and without its shares, and opens the line to its listener. One
+// that cannot go on now is left suspended.
+func (s *Supervisor) startAgain(ctx context.Context, dir string) (_ Line, err error) {
+	defer s.trace("start again", time.Now())
+	s.unwatchMachine()
+	if err := s.machine.Kill(); err != nil { // nothing but what is left of it
+		s.log.Warn("clear away the saved machine", "error", err)
 	}
-	return s.copyFiles(ctx, req.SnapshotRequest)
+	m := s.spec.Machine
+	m.Saved = dir
+	next, err := s.parts.Machine(ctx, m, s.inst.Path("qemu.log"), s.trace)
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		own := s.inst.Path(instance.SavedDir)
+		if lost := errors.Join(os.RemoveAll(own), saved.Move(own, dir)); lost != nil {
+			return nil, fmt.Errorf("the machine was saved, and could not go on: %w", errors.Join(err, lost))
+		}
+		return nil, fmt.Errorf("%w, since the machine could not go on after it was saved: %w", errSuspended, err)
+	}
+	s.machine = next
+	s.child("qemu", next.Process())
+	s.watchMachine(ctx)
+	return s.parts.Line(ctx, s.spec.Machine)
 }
 
 // copyFiles copies what the machine, which is paused, writes to: QEMU has

@@ -13,6 +13,7 @@ import (
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/saved"
 	"github.com/agentvm/agentvm/vm/testenv"
 )
 
@@ -106,6 +107,56 @@ func TestSnapshot(t *testing.T) {
 	}
 	if want := []string{"unplug 0", "save one", "plug 0 workspace", "resume"}; !slices.Equal(*w.machine.did, want) {
 		t.Errorf("did %q, want %q", *w.machine.did, want)
+	}
+}
+
+// TestSnapshotEndsMachine: where a machine ends when it is saved, another goes on
+// from there, and its end is the end of the life then.
+func TestSnapshotEndsMachine(t *testing.T) {
+	w, spec := savable(t)
+	w.machine.mortally = true
+	next := fakeMachine{mortal: newMortal(), did: w.machine.did}
+	w.again = []fakeMachine{next}
+	l := begin(t, w, spec)
+	l.until(instance.Ready)
+	if err := l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: t.TempDir() + "/one", Memory: true}); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := l.client.Status(t.Context()); err != nil || s.State != instance.Ready {
+		t.Errorf("status %+v, %v", s, err)
+	}
+	if want := []string{"unplug 0", "save one", "start from one", "plug 0 workspace", "resume"}; !slices.Equal(*w.machine.did, want) {
+		t.Errorf("did %q, want %q", *w.machine.did, want)
+	}
+	next.die(errors.New("crashed"))
+	if s := l.until(instance.Failed); s.Reason != "crashed" {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// TestSnapshotEndsMachineForGood: one that cannot go on is suspended, with all
+// that it had in memory.
+func TestSnapshotEndsMachineForGood(t *testing.T) {
+	w, spec := savable(t)
+	w.machine.mortally = true
+	l := begin(t, w, spec)
+	l.until(instance.Ready)
+	dir := t.TempDir() + "/one"
+	err := l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: dir, Memory: true})
+	if err == nil || !strings.Contains(err.Error(), "no more memory") {
+		t.Errorf("error %v", err)
+	}
+	if s := l.until(instance.Suspended); !strings.Contains(s.Reason, "no more memory") {
+		t.Errorf("status %+v", s)
+	}
+	if err := l.end(); err != nil {
+		t.Error(err)
+	}
+	if _, err := saved.CheckImage(l.inst.Path(instance.SavedDir)); err != nil {
+		t.Error(err)
+	}
+	if saved.Exists(dir) {
+		t.Error("the snapshot has the memory too")
 	}
 }
 

@@ -52,6 +52,7 @@ type Supervisor struct {
 	attendance     *attendance
 	unwatchShares  context.CancelFunc
 	unboundConsole context.CancelFunc
+	unwatchMachine context.CancelFunc
 	disown         func()  // lets go of the directory that was adopted
 	devices        Devices // nil: none
 	machine        Machine
@@ -278,10 +279,13 @@ func (s *Supervisor) startMachine(ctx context.Context) (err error) {
 
 // watchMachine makes the machine's end the end of the life.
 func (s *Supervisor) watchMachine(ctx context.Context) {
+	ctx, s.unwatchMachine = context.WithCancel(ctx)
 	go func(m Machine) {
 		select {
 		case <-m.Done():
-			s.cancel(machineEnded{m.Err()})
+			if ctx.Err() == nil {
+				s.cancel(machineEnded{m.Err()})
+			}
 		case <-ctx.Done():
 		}
 	}(s.machine)
@@ -302,6 +306,7 @@ func (s *Supervisor) watchShares(ctx context.Context) {
 	lost := make(chan lostShare, len(s.shares))
 	s.lost = lost
 	ctx, s.unwatchShares = context.WithCancel(ctx)
+	machine := s.machine
 	for i, sh := range s.shares {
 		target := s.spec.Shares[i].Target
 		go func() {
@@ -311,7 +316,7 @@ func (s *Supervisor) watchShares(ctx context.Context) {
 				// A share also ends when QEMU does; that is not its own death.
 				select {
 				case <-ctx.Done():
-				case <-s.machine.Done():
+				case <-machine.Done():
 				case <-time.After(wait(sh.Err())):
 					lost <- lostShare{target, fmt.Sprintf("the share at %s is lost: %v", target, sh.Err())}
 				}
@@ -357,7 +362,7 @@ func (s *Supervisor) end(cause error) error {
 	s.mu.Unlock()
 	switch {
 	case suspended:
-		s.to(instance.Suspended, errSuspended.Error())
+		s.to(instance.Suspended, cause.Error())
 		return nil
 	case asked:
 		s.to(instance.Stopped, stop.reason)

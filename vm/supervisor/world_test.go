@@ -17,6 +17,7 @@ import (
 	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/line"
+	"github.com/agentvm/agentvm/vm/saved"
 )
 
 // mortal is a piece that ends when told to.
@@ -42,6 +43,7 @@ type fakeMachine struct {
 	*mortal
 	deaf     bool // ignores the power button
 	saveErr  error
+	mortally bool // being saved is its end
 	pauseErr error
 	keeps    bool      // shares that are to be unplugged
 	plugErr  error     // of a device of the host
@@ -68,9 +70,15 @@ func (m fakeMachine) Pause(context.Context) error {
 	return m.pauseErr
 }
 func (m fakeMachine) Resume(context.Context) error { *m.did = append(*m.did, "resume"); return nil }
-func (m fakeMachine) Save(_ context.Context, dir string) error {
+func (m fakeMachine) Save(_ context.Context, dir string) (bool, error) {
 	*m.did = append(*m.did, "save "+filepath.Base(dir))
-	return m.saveErr
+	if m.saveErr != nil || !m.mortally {
+		return false, m.saveErr
+	}
+	if err := os.WriteFile(filepath.Join(dir, saved.ImageFile), []byte("all of it"), 0o600); err != nil {
+		return false, err
+	}
+	return true, saved.SealImage(dir)
 }
 
 // fakeLine answers scripts with run; nil: it knows nothing but the login.
@@ -149,6 +157,8 @@ type world struct {
 	line     fakeLine
 	shareErr error
 	qemuErr  error
+	again    []fakeMachine // what is started after the first, where that is another; none: it fails
+	started  int
 	anew     bool // each start of a share gives another one
 
 	devices    *fakeDevices
@@ -170,9 +180,17 @@ func (w *world) Share(context.Context, instance.Spec, instance.Share, string, st
 	}
 	return w.share, w.shareErr
 }
-func (w *world) Machine(_ context.Context, _ vm.Machine, _ string, trace Trace) (Machine, error) {
+func (w *world) Machine(_ context.Context, m vm.Machine, _ string, trace Trace) (Machine, error) {
 	trace("qemu", time.Now())
-	return w.machine, w.qemuErr
+	w.started++
+	switch n := w.started - 2; {
+	case n < 0 || !w.machine.mortally:
+		return w.machine, w.qemuErr
+	case n < len(w.again):
+		*w.machine.did = append(*w.machine.did, "start from "+filepath.Base(m.Saved))
+		return w.again[n], nil
+	}
+	return nil, errors.New("no more memory")
 }
 func (w *world) Devices(context.Context, instance.Spec) (Devices, error) {
 	if w.devicesErr != nil {
