@@ -53,19 +53,7 @@ func TestLibvirt(t *testing.T) {
 	t.Run("killed while it is saved", func(t *testing.T) {
 		h.must(dir, "snapshot", "create", "before")
 		for _, process := range []string{"supervisor", "qemu", "supervisor"} {
-			cmd := h.command(dir, "snapshot", "create", "killed")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			h.until(dir, instance.Saving)
-			h.kill(dir, process)
-			if cmd.Wait() == nil {
-				t.Error("it says that it has made a snapshot")
-			}
-			h.until(dir, instance.Failed)
-			if list := h.snapshots(dir); len(list) != 1 {
-				t.Errorf("snapshots: %+v", list)
-			}
+			h.killSaving(dir, process)
 			h.must(dir, "snapshot", "restore", "before")
 			h.guest(dir, "echo still here")
 		}

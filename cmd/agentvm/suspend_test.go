@@ -146,20 +146,7 @@ func TestSuspend(t *testing.T) {
 	t.Run("killed while it is saved", func(t *testing.T) {
 		h.must(dir, "snapshot", "restore", "before")
 		for _, process := range []string{"supervisor", "qemu"} {
-			cmd := h.command(dir, "snapshot", "create", "killed")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			h.until(dir, instance.Saving)
-			h.kill(dir, process)
-			if cmd.Wait() == nil {
-				t.Error("it says that it has made a snapshot")
-			}
-			h.until(dir, instance.Failed)
-			h.nothingLeft()
-			if list := h.snapshots(dir); len(list) != 1 {
-				t.Errorf("snapshots: %+v", list)
-			}
+			h.killSaving(dir, process)
 			h.must(dir, "snapshot", "restore", "before")
 			inOrder(t)
 		}
@@ -192,6 +179,25 @@ func TestSuspend(t *testing.T) {
 	})
 	h.must(dir, "down")
 	h.nothingLeft()
+}
+
+// killSaving kills a process of the machine while a snapshot of it is made, its second.
+func (h *host) killSaving(dir, process string) {
+	h.t.Helper()
+	cmd := h.command(dir, "snapshot", "create", "killed")
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.until(dir, instance.Saving)
+	h.kill(dir, process)
+	if cmd.Wait() == nil {
+		h.t.Error("it says that it has made a snapshot")
+	}
+	h.until(dir, instance.Failed)
+	h.nothingLeft()
+	if list := h.snapshots(dir); len(list) != 1 {
+		h.t.Errorf("snapshots: %+v", list)
+	}
 }
 
 func (h *host) resume(dir string) (c came) {
