@@ -263,6 +263,9 @@ func dayPanic(t *testing.T, d day) {
 	if h.guest(dir, id) == boot {
 		t.Error("it is the same boot")
 	}
+	if p := h.status(dir).Panic; p == nil || !strings.Contains(p.Said, "sysrq triggered crash") {
+		t.Errorf("why: %+v", p)
+	}
 	if got := h.guest(dir, "cat /data/in && echo x >after-panic"); got != "of the host\n" {
 		t.Errorf("it sees %q", got)
 	}

@@ -46,6 +46,7 @@ type view struct {
 	Phases    []instance.Phase  `json:"phases,omitempty"`
 	Processes map[string]int    `json:"processes,omitempty"`
 	Console   []string          `json:"console,omitempty"`
+	Panic     *instance.Panic   `json:"panic,omitempty"` // the guest started over by itself
 	Created   time.Time         `json:"created,omitzero"`
 	Cards     []string          `json:"guestCards,omitempty"` // the guest's own word on them
 	Disk      int64             `json:"disk,omitempty"`       // bytes that the instance takes on the host
@@ -73,7 +74,7 @@ func viewOf(spec instance.Spec, s instance.Status) view {
 		Name: spec.Name, State: s.State, Reason: s.Reason, Since: s.Since, Workspace: spec.Workspace, Mount: spec.Guest.Directory,
 		Agent: spec.Agent, Image: spec.Image, ImageID: spec.ImageID, CPUs: spec.Machine.CPUs, Memory: spec.Machine.Memory,
 		Accel: string(spec.Machine.Accel), Devices: devicesOf(spec.Machine), Shares: spec.Shares, Network: &spec.Network, Warnings: s.Warnings, Phases: s.Phases,
-		Console: s.Console, Created: spec.Created, Restored: s.Restored,
+		Console: s.Console, Created: spec.Created, Restored: s.Restored, Panic: s.Panic,
 	}
 	if spec.Backend == config.BackendLibvirt {
 		v.Backend, v.URI, v.Domain = spec.Backend, spec.URI, libvirt.DomainName(spec.Machine)
@@ -207,6 +208,9 @@ func (a *app) showStatus(v view) error {
 	}
 	for _, warning := range v.Warnings {
 		row("warning", "%s", warning)
+	}
+	if v.Panic != nil {
+		row("panic", "%s (%s); the guest started over by itself", v.Panic.Said, ago(v.Panic.At))
 	}
 	if v.Workspace != "" {
 		row("agent", "%s", v.Agent)

@@ -18,6 +18,10 @@ import (
 // tailBytes is as much of a console as its last lines are looked for in.
 const tailBytes = 16 << 10
 
+// panicBytes is as much of a console as a panic is looked for in: a kernel that
+// starts over has written some by then.
+const panicBytes = 1 << 20
+
 // Tail returns at most so many last lines of a console log, fit to be
 // shown: a guest writes what it likes there, so terminal control sequences
 // are taken out. It returns nil where there is nothing.
@@ -46,6 +50,40 @@ func readTail(f *os.File, size int64) ([]byte, error) {
 		return nil, err
 	}
 	return io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-size), size))
+}
+
+// Size is the length of a console log in bytes, 0 where there is none.
+func Size(file string) int64 {
+	info, err := os.Stat(file)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// Panic returns the last words of a kernel that failed (kernel/panic.c in Linux)
+// from a console log, of what it has got since it was so many bytes long, or "".
+// They are the guest's own, which writes there what it likes.
+func Panic(file string, since int64) string {
+	f, err := os.Open(file)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	size := Size(file)
+	if size < since {
+		since = 0 // it was cut
+	}
+	text, err := readTail(f, min(size-since, panicBytes))
+	if err != nil {
+		return ""
+	}
+	i := bytes.LastIndex(text, []byte("Kernel panic - not syncing"))
+	if i < 0 {
+		return ""
+	}
+	line, _, _ := bytes.Cut(text[i:], []byte("\n"))
+	return Printable(line[:min(len(line), 200)])
 }
 
 // controlSequence is what terminals obey: ECMA-48 control sequences, operating

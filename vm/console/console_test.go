@@ -24,6 +24,24 @@ func TestTail(t *testing.T) {
 	}
 }
 
+func TestPanic(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "console")
+	if got := Panic(file, 0); got != "" || Size(file) != 0 {
+		t.Errorf("of no file: %q", got)
+	}
+	before := "[    1.0] Kernel panic - not syncing: of another boot\n"
+	text := before + "login: \n[   99.0] Kernel panic - not syncing: \x1b[31mFatal exception\r\n[   99.1] Rebooting\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const fatal = "Kernel panic - not syncing: Fatal exception"
+	for since, want := range map[int]string{0: fatal, len(before): fatal, len(text): "", len(text) - 5: "", 1 << 30: fatal} { // the last: it was cut since
+		if got := Panic(file, int64(since)); got != want {
+			t.Errorf("since byte %d: %q, want %q", since, got, want)
+		}
+	}
+}
+
 func TestCutConsoleWhileItGrows(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "console")
 	if err := cut(file, 1000); err != nil {

@@ -69,6 +69,9 @@ type Status struct {
 	TimedOut bool `json:"timedOut,omitempty"`
 	// Console holds the guest's last console lines when a boot failed.
 	Console []string `json:"console,omitempty"`
+	// Panic is what the guest's kernel last failed of in this run. It started
+	// over by itself.
+	Panic *Panic `json:"panic,omitempty"`
 	// Restored says that this run went on from a saved state; it did not boot.
 	Restored bool `json:"restored,omitempty"`
 	// Saved is set once a template's machine has been saved whole.
@@ -81,6 +84,12 @@ type Status struct {
 	PlugFailed bool `json:"plugFailed,omitempty"`
 	// Provisioned is set once the commands of provision.run have succeeded.
 	Provisioned bool `json:"provisioned,omitempty"`
+}
+
+// Panic is the end of a guest's kernel.
+type Panic struct {
+	Said string    `json:"said"` // by the guest
+	At   time.Time `json:"at"`
 }
 
 // Phase is one stretch of a start-up.

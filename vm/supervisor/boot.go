@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/console"
 	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
 )
@@ -66,6 +67,7 @@ func (s *Supervisor) ready(ctx context.Context, guest Guest, warnings []string, 
 		}
 		st.Warnings = warnings
 	})
+	s.consoleBefore = console.Size(s.spec.Machine.Console)
 	if len(warnings) > 0 {
 		s.to(instance.Degraded, warnings[0])
 	} else {
@@ -184,7 +186,13 @@ func (s *Supervisor) reconnect(ctx context.Context, why error) error {
 		return context.Cause(ctx)
 	case <-time.After(500 * time.Millisecond):
 	}
-	s.to(instance.Booting, fmt.Sprintf("the connection to the guest ended (%v); it may be restarting", why))
+	reason := fmt.Sprintf("the connection to the guest ended (%v); it may be restarting", why)
+	if said := console.Panic(s.spec.Machine.Console, s.consoleBefore); said != "" {
+		s.log.Warn("the guest's kernel has failed", "said", said)
+		s.change(func(st *instance.Status) { st.Panic = &instance.Panic{Said: said, At: time.Now()} })
+		reason = "the guest's kernel has failed, and starts over: " + said
+	}
+	s.to(instance.Booting, reason)
 	err := s.boot(ctx, false)
 	if errors.Is(err, errNotReady) {
 		return fmt.Errorf("the guest came not back: %w", err)

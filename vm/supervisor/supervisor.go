@@ -53,6 +53,7 @@ type Supervisor struct {
 	unwatchShares  context.CancelFunc
 	unboundConsole context.CancelFunc
 	unwatchMachine context.CancelFunc
+	consoleBefore  int64   // bytes of the console's log when the guest was ready
 	disown         func()  // lets go of the directory that was adopted
 	devices        Devices // nil: none
 	machine        Machine

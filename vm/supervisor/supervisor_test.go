@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -128,15 +129,38 @@ func TestGuestRestarts(t *testing.T) {
 	l := begin(t, w, nil)
 	l.until(instance.Ready)
 	first.die(errors.New("EOF"))
+	if s := l.until(instance.Booting); !strings.Contains(s.Reason, "EOF") || s.Panic != nil {
+		t.Errorf("status %+v", s)
+	}
+	second := fakeGuest{mortal: newMortal()}
+	w.guests <- second
+	l.until(instance.Ready)
+	write(t, l.inst.Path("console.log"), "[   99.0] Kernel panic - not syncing: Fatal exception\n[    0.0] Linux\n")
+	second.die(errors.New("EOF"))
 	l.until(instance.Booting)
 	w.guests <- fakeGuest{mortal: newMortal()}
-	l.until(instance.Ready)
+	if s := l.until(instance.Ready); s.Panic == nil || s.Panic.Said != "Kernel panic - not syncing: Fatal exception" {
+		t.Errorf("status %+v", s)
+	}
 	// The socket serves the new connection.
 	c, err := net.Dial("unix", filepath.Join(l.run, control.SSHSocket))
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+// write appends to a file, as QEMU does to the console's log.
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(text); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestLostShareDegrades(t *testing.T) {
