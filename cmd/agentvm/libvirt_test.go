@@ -59,6 +59,30 @@ func TestLibvirt(t *testing.T) {
 		}
 		h.must(dir, "snapshot", "rm", "before")
 	})
+	t.Run("called off", func(t *testing.T) {
+		h.guest(dir, "echo in memory >/dev/shm/kept")
+		image := filepath.Join(h.instance("day").Path(instance.SavedDir), saved.ImageFile)
+		for _, after := range []time.Duration{0, 300 * time.Millisecond, 800 * time.Millisecond} {
+			cmd := h.command(dir, "suspend")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for range 60000 { // until it is written to, which takes a second or two
+				if _, err := os.Stat(image); err == nil {
+					break
+				}
+				time.Sleep(2 * time.Millisecond)
+			}
+			time.Sleep(after)
+			_ = cmd.Process.Signal(os.Interrupt)
+			_ = cmd.Wait()
+			h.must(dir, "up") // whether that was too late or not
+			if got := h.guest(dir, "cat /dev/shm/kept"); got != "in memory\n" {
+				t.Errorf("called off after %s: in memory is %q", after, got)
+			}
+			t.Logf("after %s: restored %v", after, h.status(dir).Restored)
+		}
+	})
 	t.Run("libvirt ends once it is saved", func(t *testing.T) {
 		h.guest(dir, "echo in memory >/dev/shm/kept")
 		var out bytes.Buffer
@@ -67,9 +91,8 @@ func TestLibvirt(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		index := h.instance("day").Path(filepath.Join(instance.SnapshotsDir, ".making"))
 		for range 60000 { // it takes a second or more to go on from there
-			if saved.Exists(index) {
+			if h.instance("day").Suspended() {
 				break
 			}
 			time.Sleep(2 * time.Millisecond)

@@ -92,16 +92,14 @@ func Start(ctx context.Context, conn *Conn, m vm.Machine, c Config, program stri
 	if m.Saved != "" {
 		create = func() (golibvirt.Domain, error) { return d.goOn(ctx, m.Saved) }
 	}
-	err = d.create(ctx, create)
+	err = d.create(ctx, create, program)
 	if err == nil && m.Line != "" {
 		err = tighten(m.Line)
 	}
-	if err != nil {
-		d.abandon()
-		go drain(events)
-		return nil, err
+	if err == nil {
+		err = checkConfined("", d.id, c.Owner)
 	}
-	if err := d.own(c, program); err != nil {
+	if err != nil {
 		d.abandon()
 		go drain(events)
 		return nil, err
@@ -111,8 +109,9 @@ func Start(ctx context.Context, conn *Conn, m vm.Machine, c Config, program stri
 	return d, nil
 }
 
-// create has libvirt start QEMU, by do, and learns which process that is.
-func (d *Domain) create(ctx context.Context, do func() (golibvirt.Domain, error)) error {
+// create has libvirt start QEMU, by do, learns which process that is, and has it
+// end when we do, from then on.
+func (d *Domain) create(ctx context.Context, do func() (golibvirt.Domain, error), program string) error {
 	waiting, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	type answer struct {
@@ -129,6 +128,9 @@ func (d *Domain) create(ctx context.Context, do func() (golibvirt.Domain, error)
 	}()
 	id, err := d.console.accept(waiting)
 	d.id = id
+	if err == nil { // restoring takes its time
+		d.guard, err = startGuard(program, id)
+	}
 	a := <-created
 	d.dom = a.dom
 	if a.err != nil {
@@ -153,20 +155,14 @@ func explainCreate(err error) error {
 	return vm.WithHint(err, "agentvm doctor looks at libvirt; its own log is /var/log/libvirt/qemu/ or ~/.cache/libvirt/qemu/log/")
 }
 
-// own makes sure that QEMU is as it has to be, and ends when we do.
-func (d *Domain) own(c Config, program string) (err error) {
-	if err := checkConfined("", d.id, c.Owner); err != nil {
-		return err
-	}
-	d.guard, err = startGuard(program, d.id)
-	return err
-}
-
 // abandon clears away a domain that did not get anywhere.
 func (d *Domain) abandon() {
 	d.quit()
 	if err := d.id.Kill(); err != nil {
 		d.log.Error("end QEMU", "error", err)
+	}
+	if d.guard != nil {
+		d.guard.stop()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), destroyTimeout)
 	defer cancel()

@@ -16,8 +16,8 @@ import (
 	"github.com/agentvm/agentvm/vm/saved"
 )
 
-// abortTimeout bounds giving up a save.
-const abortTimeout = 10 * time.Second
+// abortTimeout bounds giving up a save, which may be over by then.
+const abortTimeout = 30 * time.Second
 
 // pollInterval is how often libvirt is asked whether a share is out; it has no
 // answer that waits.
@@ -67,29 +67,52 @@ func (d *Domain) Unplug(ctx context.Context, i int) error {
 
 // Save has libvirt write the machine, which must have no shares, to dir, and end
 // it. [Domain.Done] does not tell of that end before [Domain.Kill]. After an
-// error the machine goes on, if that is possible at all.
+// error the machine goes on, unless it has ended: it was too late to give up, or
+// what is in dir could not be sealed.
 func (d *Domain) Save(ctx context.Context, dir string) (ended bool, err error) {
 	d.saving.Lock()
 	defer d.saving.Unlock()
 	_, err = call(ctx, d.conn, "save the machine", func(l *golibvirt.Libvirt) (struct{}, error) {
 		return struct{}{}, l.DomainSaveFlags(d.dom, filepath.Join(dir, saved.ImageFile), nil, uint32(golibvirt.DomainSavePaused))
 	})
-	if err == nil {
-		err = saved.SealImage(dir)
-		d.saved = err == nil
-		return d.saved, err
+	switch {
+	case err == nil:
+	case ctx.Err() == nil && !errors.Is(err, ErrLost):
+		return false, err
+	case !d.endedSaving(ctx): // libvirt may still have been at it
+		return false, err
 	}
-	if ctx.Err() != nil || errors.Is(err, ErrLost) { // libvirt may still be at it
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
-		defer cancel()
-		_, abort := call(stop, d.conn, "give up saving the machine", func(l *golibvirt.Libvirt) (struct{}, error) {
-			return struct{}{}, l.DomainAbortJob(d.dom)
+	d.saved = true
+	return true, errors.Join(err, saved.SealImage(dir))
+}
+
+// endedSaving gives up a save, and reports whether it was too late for that:
+// libvirt ends a machine as the last part of the job.
+func (d *Domain) endedSaving(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+	defer cancel()
+	_, err := call(ctx, d.conn, "give up saving the machine", func(l *golibvirt.Libvirt) (struct{}, error) {
+		return struct{}{}, l.DomainAbortJob(d.dom)
+	})
+	if err != nil {
+		d.log.Warn("give up saving", "error", err)
+	}
+	for d.id.Alive() {
+		job, err := call(ctx, d.conn, "look at the save", func(l *golibvirt.Libvirt) (golibvirt.DomainJobType, error) {
+			job, _, _, _, _, _, _, _, _, _, _, _, err := l.DomainGetJobInfo(d.dom)
+			return golibvirt.DomainJobType(job), err
 		})
-		if abort != nil {
-			d.log.Warn("give up saving", "error", abort)
+		if err == nil && job == golibvirt.DomainJobNone {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			d.log.Warn("it is not known what becomes of a save", "error", err)
+			return !d.id.Alive()
+		case <-time.After(pollInterval):
 		}
 	}
-	return false, err
+	return !d.id.Alive()
 }
 
 // goOn has libvirt restore the machine from what [Domain.Save] left in dir. It is

@@ -34,8 +34,9 @@ func (m *Manager) stop(ctx context.Context, inst *instance.Instance, grace time.
 		return false, err
 	}
 	if !status.State.Live() {
+		err := m.gone(ctx, inst, status.Supervisor) // after an interrupted command it may still be going
 		m.tidyDevices(ctx, nil)
-		return false, nil
+		return false, err
 	}
 	spec, err := inst.Spec()
 	if err != nil {

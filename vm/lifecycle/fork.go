@@ -32,7 +32,7 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 		return nil, err
 	}
 	defer release()
-	spec, status, err := m.saveable(inst, true)
+	spec, status, err := m.saveable(ctx, inst, true)
 	if err != nil {
 		return nil, err
 	}

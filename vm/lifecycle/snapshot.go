@@ -120,7 +120,7 @@ func (m *Manager) saveTo(ctx context.Context, inst *instance.Instance, s *Snapsh
 	}
 	switch {
 	case status.State.Live():
-		if _, _, err := m.saveable(inst, !opt.DiskOnly); err != nil {
+		if _, _, err := m.saveable(ctx, inst, !opt.DiskOnly); err != nil {
 			return err
 		}
 		s.Memory, s.Workspace = !opt.DiskOnly, opt.Workspace

@@ -64,6 +64,12 @@ func (m *Manager) start(ctx context.Context, inst *instance.Instance, spec insta
 	if err := ctx.Err(); err != nil {
 		return instance.Status{}, err
 	}
+	// The last one may still be going, and would be taken for this one.
+	if status, err := inst.Status(); err == nil && !status.State.Live() {
+		if err := m.gone(ctx, inst, status.Supervisor); err != nil {
+			return status, err
+		}
+	}
 	log, err := os.OpenFile(inst.Path(SupervisorLog), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return instance.Status{}, fmt.Errorf("start the supervisor: %w", err)

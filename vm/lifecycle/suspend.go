@@ -25,11 +25,8 @@ func (m *Manager) Suspend(ctx context.Context, inst *instance.Instance, wait fun
 
 // suspend is Suspend for a caller that holds the lock.
 func (m *Manager) suspend(ctx context.Context, inst *instance.Instance) error {
-	spec, status, err := m.saveable(inst, true)
+	spec, status, err := m.saveable(ctx, inst, true)
 	if err != nil {
-		return err
-	}
-	if err := m.discardSaved(inst); err != nil {
 		return err
 	}
 	if err := m.client(inst, spec).Suspend(ctx); err != nil {
@@ -40,7 +37,7 @@ func (m *Manager) suspend(ctx context.Context, inst *instance.Instance) error {
 
 // saveable prepares a machine for being saved while it runs, with its memory or
 // the disk alone.
-func (m *Manager) saveable(inst *instance.Instance, memory bool) (instance.Spec, instance.Status, error) {
+func (m *Manager) saveable(ctx context.Context, inst *instance.Instance, memory bool) (instance.Spec, instance.Status, error) {
 	status, err := inst.Status()
 	if err != nil {
 		return instance.Spec{}, status, err
@@ -60,6 +57,17 @@ func (m *Manager) saveable(inst *instance.Instance, memory bool) (instance.Spec,
 	}
 	if spec.Hardware == "" || spec.Machine.Line == "" {
 		return spec, status, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q was started by an older agentvm, and cannot be saved", inst.Name)), "agentvm restart "+inst.Name)
+	}
+	hardware, err := m.Hardware(ctx, spec.Machine)
+	if err != nil {
+		return spec, status, err
+	}
+	if hardware != spec.Hardware {
+		return spec, status, vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q could not go on from its memory: QEMU or the host's processor is another one than when it was started", inst.Name)),
+			"agentvm restart "+inst.Name+" starts it with this one; agentvm snapshot create --disk-only saves its disk")
+	}
+	if err := m.discardSaved(inst); err != nil {
+		return spec, status, err
 	}
 	return spec, status, writeResume(inst, spec)
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -134,36 +135,52 @@ func (ix *index) write(dir string) error {
 // SealImage makes dir one in which a machine was saved, whose ImageFile is whole.
 // That need not be readable: libvirt's is root's.
 func SealImage(dir string) error {
-	fi, err := os.Lstat(filepath.Join(dir, ImageFile))
+	size, err := imageSize(dir)
 	if err != nil {
 		return fmt.Errorf("save the machine: %w", err)
 	}
-	if fi.Size() == 0 || !fi.Mode().IsRegular() {
-		return fmt.Errorf("%w: %s is empty", ErrDamaged, ImageFile)
+	return (&index{Format: Format, Image: size}).write(dir)
+}
+
+// imageSize is that of the ImageFile in dir, in bytes.
+func imageSize(dir string) (int64, error) {
+	fi, err := os.Lstat(filepath.Join(dir, ImageFile))
+	if err != nil {
+		return 0, err
 	}
-	return (&index{Format: Format, Image: fi.Size()}).write(dir)
+	if fi.Size() == 0 || !fi.Mode().IsRegular() {
+		return 0, fmt.Errorf("%w: %s is empty", ErrDamaged, ImageFile)
+	}
+	return fi.Size(), nil
 }
 
 // CheckImage returns the ImageFile in dir, if it is as long as it was. What else
-// may have happened to it, whoever reads it has to see.
+// may have happened to it, whoever reads it has to see. One that could not be
+// sealed is returned as it is: for commands nothing is saved there ([Exists]), and
+// the process that tried can go on from it.
 func CheckImage(dir string) (path string, err error) {
-	data, err := os.ReadFile(filepath.Join(dir, indexFile))
+	size, err := imageSize(dir)
+	data, unsealed := os.ReadFile(filepath.Join(dir, indexFile))
+	var ix index
+	switch {
+	case errors.Is(unsealed, fs.ErrNotExist):
+		ix = index{Format: Format, Image: size}
+	case unsealed != nil:
+		return "", fmt.Errorf("saved machine: %w", unsealed)
+	case err != nil:
+		return "", fmt.Errorf("%w: %w", ErrDamaged, err)
+	default:
+		if err := json.Unmarshal(data, &ix); err != nil {
+			return "", fmt.Errorf("%w: %s: %w", ErrDamaged, indexFile, err)
+		}
+	}
 	if err != nil {
 		return "", fmt.Errorf("saved machine: %w", err)
 	}
-	var ix index
-	if err := json.Unmarshal(data, &ix); err != nil {
-		return "", fmt.Errorf("%w: %s: %w", ErrDamaged, indexFile, err)
+	if ix.Format != Format || size != ix.Image {
+		return "", fmt.Errorf("%w: %s has %d bytes, and had %d", ErrDamaged, ImageFile, size, ix.Image)
 	}
-	path = filepath.Join(dir, ImageFile)
-	fi, err := os.Lstat(path)
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("%w: %w", ErrDamaged, err)
-	case ix.Format != Format || fi.Size() != ix.Image || !fi.Mode().IsRegular():
-		return "", fmt.Errorf("%w: %s has %d bytes, and had %d", ErrDamaged, ImageFile, fi.Size(), ix.Image)
-	}
-	return path, nil
+	return filepath.Join(dir, ImageFile), nil
 }
 
 func writeState(path string, r io.Reader) (s sum, err error) {

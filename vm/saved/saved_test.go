@@ -196,10 +196,15 @@ func TestImage(t *testing.T) {
 	if err := SealImage(dir); !errors.Is(err, ErrDamaged) || Exists(dir) {
 		t.Errorf("an empty image: %v", err)
 	}
-	if _, err := CheckImage(dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("nothing was saved: %v", err)
+	for name, dir := range map[string]string{"an empty image": dir, "nothing": t.TempDir()} {
+		if got, err := CheckImage(dir); err == nil {
+			t.Errorf("%s: %q", name, got)
+		}
 	}
 	write("all of it")
+	if got, err := CheckImage(dir); err != nil || got != path {
+		t.Errorf("not sealed: %q, %v", got, err)
+	}
 	if err := SealImage(dir); err != nil || !Exists(dir) {
 		t.Fatal(err)
 	}
@@ -208,6 +213,16 @@ func TestImage(t *testing.T) {
 	}
 	if _, err := Open(dir); !errors.Is(err, ErrDamaged) {
 		t.Errorf("opened as QEMU's own: %v", err)
+	}
+	moved := filepath.Join(t.TempDir(), "moved")
+	if err := Move(moved, dir); err != nil || Exists(dir) {
+		t.Errorf("moved: %v", err)
+	}
+	if err := Move(dir, moved); err != nil || !Exists(dir) {
+		t.Errorf("moved back: %v", err)
+	}
+	if err := Move(moved, t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("moved nothing: %v", err)
 	}
 	write("all")
 	if _, err := CheckImage(dir); !errors.Is(err, ErrDamaged) {

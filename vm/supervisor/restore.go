@@ -92,12 +92,21 @@ func (s *Supervisor) wakeRestored(ctx context.Context) (Guest, []string, error) 
 		return nil, nil, err
 	}
 	defer l.Close()
-	return s.wake(ctx, l, len(s.spec.Shares))
+	return s.wake(ctx, l, len(s.spec.Shares), s.useUp)
+}
+
+// useUp deletes what a suspended machine goes on from: its memory fits its disk
+// only until it runs again.
+func (s *Supervisor) useUp() error {
+	if own := s.inst.Path(instance.SavedDir); s.spec.Machine.Saved == own {
+		return os.RemoveAll(own)
+	}
+	return nil
 }
 
 // wake plugs the first n shares into the paused machine, lets it run, and makes
-// it the machine that it is to be.
-func (s *Supervisor) wake(ctx context.Context, l Line, n int) (Guest, []string, error) {
+// it the machine that it is to be. last is what is to be done just before it runs.
+func (s *Supervisor) wake(ctx context.Context, l Line, n int, last func() error) (Guest, []string, error) {
 	call, err := s.call()
 	if err != nil {
 		return nil, nil, err
@@ -111,11 +120,8 @@ func (s *Supervisor) wake(ctx context.Context, l Line, n int) (Guest, []string, 
 	if err := s.plugDevices(ctx); err != nil {
 		return nil, nil, err
 	}
-	// A suspended machine's memory fits its disk only until it runs again.
-	if own := s.inst.Path(instance.SavedDir); s.spec.Machine.Saved == own {
-		if err := os.RemoveAll(own); err != nil {
-			return nil, nil, err
-		}
+	if err := last(); err != nil {
+		return nil, nil, err
 	}
 	if err := s.machine.Resume(ctx); err != nil {
 		return nil, nil, err

@@ -38,7 +38,7 @@ var errSuspended = errors.New("suspended")
 type saveRequest struct {
 	ctx context.Context
 	control.SnapshotRequest
-	end   bool // saved where the next start goes on from, with the disk as it is, and ended
+	end   bool // it is left where the next start goes on from, with the disk as it is, and ended
 	reply chan error
 }
 
@@ -70,9 +70,6 @@ func (s *Supervisor) askToSave(req saveRequest) error {
 
 // save answers a request. What it returns ends the life.
 func (s *Supervisor) save(ctx context.Context, req saveRequest) error {
-	if req.end {
-		req.Dir = s.inst.Path(instance.SavedDir)
-	}
 	try := s.trySave
 	if !req.Memory {
 		try = s.tryCopy
@@ -137,27 +134,48 @@ func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, er
 	if failed == nil {
 		ended, failed = s.write(ctx, req)
 	}
-	if failed == nil && req.end {
+	if req.end && (failed == nil || ended && s.inst.Suspended()) { // else it was too late to be called off
 		return nil, nil
 	}
-	if ended && life.Err() == nil {
-		next, err := s.startAgain(life, req.Dir)
+	if life.Err() == nil && ended {
+		next, err := s.startAgain(life)
 		if err != nil {
-			return nil, err
+			return nil, s.leftSaved(errors.Join(failed, err))
 		}
 		l.Close()
 		l = next
 	}
-	if failed != nil {
+	own := s.inst.Path(instance.SavedDir)
+	if cause := context.Cause(life); errors.As(cause, new(machineEnded)) {
+		return nil, s.leftSaved(cause)
+	} else if cause != nil {
+		return nil, errors.Join(cause, os.RemoveAll(own))
+	}
+	err = s.comeBack(life, l, unplugged, warnings, func() error {
+		if failed == nil {
+			failed = context.Cause(ctx)
+		}
+		if failed == nil {
+			failed = saved.Move(req.Dir, own)
+		}
+		return os.RemoveAll(own)
+	})
+	if failed != nil && !req.end {
 		_ = tree.Remove(req.Dir)
 	}
-	if life.Err() != nil {
-		return nil, context.Cause(life)
-	}
-	if err := s.comeBack(life, l, unplugged, warnings); err != nil {
-		return nil, fmt.Errorf("the guest did not come back after it was saved: %w", err)
+	if err != nil {
+		return nil, s.leftSaved(errors.Join(failed, err))
 	}
 	return failed, nil
+}
+
+// leftSaved is the end of a machine that did not go on after it was saved. One that
+// has not run since is suspended.
+func (s *Supervisor) leftSaved(err error) error {
+	if s.inst.Suspended() {
+		return fmt.Errorf("%w, since it could not go on after it was saved: %w", errSuspended, err)
+	}
+	return fmt.Errorf("the guest did not come back after it was saved: %w", err)
 }
 
 // release has the guest let go of its shares, or fails with who holds them.
@@ -253,42 +271,39 @@ func (s *Supervisor) unplug(ctx context.Context) (n int, err error) {
 	return len(s.shares), nil
 }
 
-// write pauses the machine and writes it down. ended says that this was the
-// machine's end.
+// write pauses the machine and writes it down, its memory where a start would go
+// on from: it is nowhere else, should this process or the machine end meanwhile.
+// ended says that this was the machine's end.
 func (s *Supervisor) write(ctx context.Context, req saveRequest) (ended bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, errors.New("saving takes too long"))
 	defer cancel()
 	defer s.trace("save", time.Now())
-	if err := os.MkdirAll(req.Dir, 0o700); err != nil {
+	own := s.inst.Path(instance.SavedDir)
+	if err := os.MkdirAll(own, 0o700); err != nil {
 		return false, fmt.Errorf("save the machine: %w", err)
 	}
-	if ended, err = s.machine.Save(ctx, req.Dir); err != nil || req.end {
+	if ended, err = s.machine.Save(ctx, own); err != nil || req.end {
 		return ended, err
+	}
+	if err := os.MkdirAll(req.Dir, 0o700); err != nil {
+		return ended, fmt.Errorf("save the machine: %w", err)
 	}
 	return ended, s.copyFiles(ctx, req.SnapshotRequest)
 }
 
-// startAgain has a machine that ended when it was saved in dir go on from
-// there, paused and without its shares, and opens the line to its listener. One
-// that cannot go on now is left suspended.
-func (s *Supervisor) startAgain(ctx context.Context, dir string) (_ Line, err error) {
+// startAgain has a machine that ended when it was saved go on, paused and without
+// its shares, and opens the line to its listener.
+func (s *Supervisor) startAgain(ctx context.Context) (Line, error) {
 	defer s.trace("start again", time.Now())
 	s.unwatchMachine()
 	if err := s.machine.Kill(); err != nil { // nothing but what is left of it
 		s.log.Warn("clear away the saved machine", "error", err)
 	}
 	m := s.spec.Machine
-	m.Saved = dir
+	m.Saved = s.inst.Path(instance.SavedDir)
 	next, err := s.parts.Machine(ctx, m, s.inst.Path("qemu.log"), s.trace)
-	switch {
-	case ctx.Err() != nil && err != nil:
-		return nil, context.Cause(ctx)
-	case err != nil:
-		own := s.inst.Path(instance.SavedDir)
-		if lost := errors.Join(os.RemoveAll(own), saved.Move(own, dir)); lost != nil {
-			return nil, fmt.Errorf("the machine was saved, and could not go on: %w", errors.Join(err, lost))
-		}
-		return nil, fmt.Errorf("%w, since the machine could not go on after it was saved: %w", errSuspended, err)
+	if err != nil {
+		return nil, err
 	}
 	s.machine = next
 	s.child("qemu", next.Process())
@@ -361,7 +376,8 @@ func (s *Supervisor) diskFiles() []string {
 }
 
 // comeBack gives the guest the shares that were unplugged, and logs in again.
-func (s *Supervisor) comeBack(life context.Context, l Line, unplugged int, warnings []string) error {
+// last is done just before it runs.
+func (s *Supervisor) comeBack(life context.Context, l Line, unplugged int, warnings []string, last func() error) error {
 	ctx, cancel := context.WithTimeoutCause(life, returnTimeout, errNotReady)
 	defer cancel()
 	kept := s.shares[unplugged:]
@@ -374,7 +390,7 @@ func (s *Supervisor) comeBack(life context.Context, l Line, unplugged int, warni
 		return err
 	}
 	s.shares = append(s.shares, kept...)
-	guest, more, err := s.wake(ctx, l, unplugged)
+	guest, more, err := s.wake(ctx, l, unplugged, last)
 	if err != nil {
 		return s.orEnd(err)
 	}

@@ -105,7 +105,7 @@ func TestSnapshot(t *testing.T) {
 	if s, err := l.client.Status(t.Context()); err != nil || s.State != instance.Ready {
 		t.Errorf("status %+v, %v", s, err)
 	}
-	if want := []string{"unplug 0", "save one", "plug 0 workspace", "resume"}; !slices.Equal(*w.machine.did, want) {
+	if want := []string{"unplug 0", "save saved", "plug 0 workspace", "resume"}; !slices.Equal(*w.machine.did, want) {
 		t.Errorf("did %q, want %q", *w.machine.did, want)
 	}
 }
@@ -125,12 +125,53 @@ func TestSnapshotEndsMachine(t *testing.T) {
 	if s, err := l.client.Status(t.Context()); err != nil || s.State != instance.Ready {
 		t.Errorf("status %+v, %v", s, err)
 	}
-	if want := []string{"unplug 0", "save one", "start from one", "plug 0 workspace", "resume"}; !slices.Equal(*w.machine.did, want) {
+	if want := []string{"unplug 0", "save saved", "start from saved", "plug 0 workspace", "resume"}; !slices.Equal(*w.machine.did, want) {
 		t.Errorf("did %q, want %q", *w.machine.did, want)
 	}
 	next.die(errors.New("crashed"))
 	if s := l.until(instance.Failed); s.Reason != "crashed" {
 		t.Errorf("status %+v", s)
+	}
+}
+
+// TestSavedInVain: a machine that has ended goes on too when the save has failed.
+func TestSavedInVain(t *testing.T) {
+	w, spec := savable(t)
+	w.machine.mortally, w.machine.saveErr = true, errors.New("no space left on device")
+	w.again = []fakeMachine{{mortal: newMortal(), did: w.machine.did}}
+	l := begin(t, w, spec)
+	l.until(instance.Ready)
+	if err := l.client.Suspend(t.Context()); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("error %v", err)
+	}
+	if s := l.until(instance.Ready); s.Reason != "" {
+		t.Errorf("status %+v", s)
+	}
+	if want := []string{"unplug 0", "save saved", "start from saved", "plug 0 workspace", "resume"}; !slices.Equal(*w.machine.did, want) {
+		t.Errorf("did %q, want %q", *w.machine.did, want)
+	}
+}
+
+// TestSavedAndStuck: a machine whose shares do not come back is suspended: it has
+// not run since.
+func TestSavedAndStuck(t *testing.T) {
+	w, spec := savable(t)
+	w.guests = make(chan fakeGuest, 1)
+	w.guests <- fakeGuest{mortal: newMortal(), run: func(script string, _ io.Writer) (int, error) {
+		if strings.Contains(script, "python3 -c") {
+			w.shareErr = errors.New("no such directory")
+		}
+		return 0, nil
+	}}
+	l := begin(t, w, spec)
+	l.until(instance.Ready)
+	dir := t.TempDir() + "/one"
+	if err := l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: dir, Memory: true}); err == nil || !strings.Contains(err.Error(), "no such directory") {
+		t.Errorf("error %v", err)
+	}
+	l.until(instance.Suspended)
+	if _, err := saved.CheckImage(l.inst.Path(instance.SavedDir)); err != nil || saved.Exists(dir) {
+		t.Errorf("saved: %v", err)
 	}
 }
 

@@ -83,7 +83,7 @@ func (s *Supervisor) makeSpare(life context.Context) (Line, error) {
 	if err != nil {
 		return nil, failedRestore(err)
 	}
-	if _, _, err = s.wake(ctx, l, 0); err == nil {
+	if _, _, err = s.wake(ctx, l, 0, s.useUp); err == nil {
 		err = s.machine.Pause(ctx)
 	}
 	if err != nil {

@@ -72,13 +72,13 @@ func (m fakeMachine) Pause(context.Context) error {
 func (m fakeMachine) Resume(context.Context) error { *m.did = append(*m.did, "resume"); return nil }
 func (m fakeMachine) Save(_ context.Context, dir string) (bool, error) {
 	*m.did = append(*m.did, "save "+filepath.Base(dir))
-	if m.saveErr != nil || !m.mortally {
-		return false, m.saveErr
+	if m.saveErr != nil {
+		return m.mortally, m.saveErr
 	}
 	if err := os.WriteFile(filepath.Join(dir, saved.ImageFile), []byte("all of it"), 0o600); err != nil {
 		return false, err
 	}
-	return true, saved.SealImage(dir)
+	return m.mortally, saved.SealImage(dir)
 }
 
 // fakeLine answers scripts with run; nil: it knows nothing but the login.
