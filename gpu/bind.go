@@ -180,7 +180,11 @@ func (m *Manager) plan(ctx context.Context, inv *Inventory, r Request) ([]*Journ
 	for _, f := range functions {
 		plan = append(plan, &Journal{Version: journalVersion, Boot: boot, Bind: bind, Owner: r.Owner, User: r.User.UID, Address: f.Address, Unit: inv.Unit(f)[0].Address, ID: f.ID(), Group: f.Group,
 			Driver: f.Driver, Override: f.Override, VFIO: f.Driver, Prebound: isVFIO(f.Driver), Time: time.Now().UTC()})
-		if j := plan[len(plan)-1]; !j.Prebound {
+		switch j := plan[len(plan)-1]; {
+		case j.Prebound:
+		case r.Plain:
+			j.VFIO = vfioDriver
+		default:
 			j.VFIO = m.vfioFor(ctx, f)
 		}
 	}

@@ -254,15 +254,20 @@ func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 	} else if id != j.ID {
 		return done(Dropped, "there is another device now, %s instead of %s", id, j.ID)
 	}
+	// libvirt, to which it was lent, has its own mind about which VFIO driver.
+	vfio := j.VFIO
+	if has := m.driver(j.Address); isVFIO(has) {
+		vfio = has
+	}
 	// Whoever gave it to a third driver meanwhile meant that.
 	stranger := m.driver(j.Address)
-	if stranger == j.Driver || stranger == j.VFIO {
+	if stranger == j.Driver || stranger == vfio {
 		stranger = ""
 	}
 	if err := m.record(j, StepRelease); err != nil {
 		return fail(err)
 	}
-	if err := m.unbind(ctx, j.Address, j.VFIO); err != nil {
+	if err := m.unbind(ctx, j.Address, vfio); err != nil {
 		return fail(err)
 	}
 	if err := m.record(j, StepReset); err != nil {

@@ -11,6 +11,7 @@ type Request struct {
 	Devices []string // full addresses, each of which brings every function of its slot, or UUIDs of mediated devices
 	Owner   Owner    // who stands behind it
 	Force   bool     // against findings that can be overruled
+	Plain   bool     // to vfio-pci, also where the kernel has a VFIO driver made for the device
 
 	// User is who opens the devices, of whom only the uid counts: the nodes
 	// below /dev/vfio become theirs. As root, that is the user that QEMU runs

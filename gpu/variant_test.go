@@ -97,6 +97,58 @@ func TestBindToVariant(t *testing.T) {
 	}
 }
 
+// TestPlain: who asks for vfio-pci itself gets it, and nothing is loaded.
+func TestPlain(t *testing.T) {
+	devices := cards()
+	devices[3].id = "10de:2342"
+	devices[3].files = map[string]string{"modalias": "pci:v000010DEd00002342sv000010DEsd000016EBbc03sc02i00\n"}
+	f, m := manager(t, devices...)
+	f.put("/lib/modules/6.12.0/modules.alias", modulesAlias)
+	m.Host.Load = func(_ context.Context, module string) error { t.Errorf("%s is loaded", module); return nil }
+	req := ask(gone, "0000:02:00.0")
+	req.Plain = true
+	if _, err := m.Bind(t.Context(), req); err != nil || f.driver("0000:02:00.0") != vfioDriver {
+		t.Error(err, f.driver("0000:02:00.0"))
+	}
+}
+
+// TestOtherVFIO: a card that somebody has put on another VFIO driver meanwhile is
+// still ours to give back.
+func TestOtherVFIO(t *testing.T) {
+	const variant = "nvgrace_gpu_vfio_pci"
+	for _, was := range []string{vfioDriver, variant} {
+		devices := cards()
+		devices[3].id = "10de:2342"
+		devices[3].files = map[string]string{"modalias": "pci:v000010DEd00002342sv000010DEsd000016EBbc03sc02i00\n"}
+		f, m := manager(t, devices...)
+		f.put("/lib/modules/6.12.0/modules.alias", modulesAlias)
+		f.dir(pciDrivers, variant)
+		before := f.state()
+		req := ask(gone, "0000:02:00.0")
+		req.Plain = was == vfioDriver
+		if _, err := m.Bind(t.Context(), req); err != nil || f.driver("0000:02:00.0") != was {
+			t.Fatal(err, f.driver("0000:02:00.0"))
+		}
+		other := map[string]string{vfioDriver: variant, variant: vfioDriver}[was]
+		for _, w := range [][2]string{ // as libvirt does it
+			{pciDrivers + "/" + was + "/unbind", "0000:02:00.0"},
+			{pciDevices + "/0000:02:00.0/driver_override", other},
+			{pciDrivers + "_probe", "0000:02:00.0"},
+		} {
+			f.must(f.write(t.Context(), w[0], w[1]))
+		}
+		if got := f.driver("0000:02:00.0"); got != other {
+			t.Fatal(got)
+		}
+		if _, err := m.Recover(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(before, f.state()); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
 // TestModprobe runs the real one, as far as its complaint.
 func TestModprobe(t *testing.T) {
 	if err := modprobe(t.Context(), "agentvm_has_no_such_module"); err == nil {

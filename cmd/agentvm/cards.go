@@ -215,7 +215,9 @@ func (p parts) Devices(ctx context.Context, spec instance.Spec) (supervisor.Devi
 	if d.taker, err = helper.NewTaker(host); err != nil {
 		return nil, err
 	}
-	if _, err := d.taker.Bind(ctx, gpu.Request{Devices: d.addresses, Owner: gpu.Owner{Name: spec.Name, Process: self}, User: user}); err != nil {
+	// libvirt 9.0 knows no other driver, and puts the card there by itself.
+	plain := spec.Backend == config.BackendLibvirt
+	if _, err := d.taker.Bind(ctx, gpu.Request{Devices: d.addresses, Owner: gpu.Owner{Name: spec.Name, Process: self}, User: user, Plain: plain}); err != nil {
 		return nil, err
 	}
 	return d, nil

@@ -39,7 +39,7 @@ func (c *client) Bind(ctx context.Context, r gpu.Request) ([]*gpu.Journal, error
 	if r.Force {
 		return nil, vm.WithHint(vm.Classify(vm.ErrPolicy, errors.New("only root may take a card against what speaks against it")), "sudo agentvm gpu bind --force "+strings.Join(r.Devices, " "))
 	}
-	req := request{Do: bind, Devices: r.Devices, Name: r.Owner.Name}
+	req := request{Do: bind, Devices: r.Devices, Name: r.Owner.Name, Plain: r.Plain}
 	if !r.Owner.Keep {
 		req.Process = r.Owner.Process
 	}

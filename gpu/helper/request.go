@@ -29,6 +29,7 @@ type request struct {
 	Devices []string  `json:"devices,omitempty"` // full addresses, or UUIDs of mediated devices
 	Name    string    `json:"name,omitempty"`    // of the owner, for people
 	Process vm.ProcID `json:"process,omitzero"`  // the owner; none: what is bound is kept
+	Plain   bool      `json:"plain,omitempty"`   // of [gpu.Request]
 }
 
 // response is what became of it.
