@@ -19,8 +19,9 @@ import (
 const DefaultTimeout = 30 * time.Second
 
 // minVersion is the first libvirt with everything that a domain of ours says:
-// the bound of emulation's translated code was the last to come.
-const minVersion = 8_000_000 // 8.0.0
+// what a machine with cards needs came last. QEMU as new as we need is not found
+// beside an older one.
+const minVersion = 8_007_000 // 8.7.0
 
 // ErrLost means that the connection ended before libvirt answered. What was
 // asked for may have been done.
