@@ -132,6 +132,13 @@ func dayExec(t *testing.T, d day) {
 	if got := h.must(filepath.Join(dir, "sub"), "exec", "--", "pwd").stdout; got != "/workspace/sub\n" {
 		t.Errorf("in a subdirectory: %q", got)
 	}
+	// The agent is a shell.
+	if o := h.runIn(dir, "", "run", "--", "-c", `echo "$GREETING, $AGENTVM_TEST_SECRET."; pwd; exit 3`); o.stdout != "it's, me, .\n/workspace\n" || o.code != 3 {
+		t.Errorf("run: %q, exit code %d\n%s", o.stdout, o.code, o.stderr)
+	}
+	if o := h.runIn(dir, "id -un; exit 7\n", "shell"); o.stdout != "agent\n" || o.code != 7 {
+		t.Errorf("shell: %q, exit code %d\n%s", o.stdout, o.code, o.stderr)
+	}
 }
 
 func dayInterrupt(t *testing.T, d day) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,7 +38,7 @@ func TestLibvirt(t *testing.T) {
 		}
 	})
 	t.Run("domain", func(t *testing.T) { ownDomain(t, d, lv) })
-	for _, c := range dayCases {
+	for _, c := range slices.Concat(dayCases, localCases) {
 		t.Run(c.name, func(t *testing.T) { c.run(t, d) })
 	}
 	h.fails(dir, exitNotFound, libvirt.DomainName(h.spec("day").Machine)+".log", "logs", "-s", "qemu")
