@@ -15,11 +15,13 @@ import (
 // away, and keeps. Nothing is bound for it, only its nodes change hands, under
 // a journal as a card's do.
 type Mdev struct {
-	UUID, Type, Group string
-	Driver            string   // that has it; a VFIO driver
-	Card              *Device  // whose part it is; nil where that is no PCI device
-	Nodes             []string // of /dev
-	Holders           []Holder // who has a node open
+	UUID    string   `json:"uuid"`
+	Type    string   `json:"type"`
+	Group   string   `json:"group,omitempty"`
+	Driver  string   `json:"driver,omitempty"`  // that has it; a VFIO driver
+	Card    *Device  `json:"-"`                 // whose part it is; nil where that is no PCI device
+	Nodes   []string `json:"nodes,omitempty"`   // of /dev
+	Holders []Holder `json:"holders,omitempty"` // who has a node open
 }
 
 // mdevDevices is where the kernel lists mediated devices.

@@ -7,11 +7,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
-	"text/tabwriter"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/agentvm/agentvm/gpu"
@@ -40,114 +37,6 @@ func (a *app) gpus() (*gpu.Manager, *gpu.Inventory, error) {
 }
 
 func (a *app) gpuHost() gpu.Host { return gpu.Host{Root: cmp.Or(a.gpuRoot, "/")} }
-
-// gpuView is a card as gpu ls shows it.
-type gpuView struct {
-	*gpu.Device
-	Taken *gpu.Journal `json:"taken,omitempty"` // by agentvm
-}
-
-const noGPU = "this host has no graphics card or accelerator on its PCI bus"
-
-func (a *app) gpuLsCommand() *cobra.Command {
-	var wide bool
-	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List the cards, and which driver and who has each", Args: usageArgs(cobra.NoArgs),
-		RunE: func(*cobra.Command, []string) error {
-			m, inv, err := a.gpus()
-			if err != nil {
-				return err
-			}
-			views := []gpuView{}
-			for _, d := range inv.GPUs() {
-				j, err := m.Journal(d.Address)
-				if err != nil && !errors.Is(err, os.ErrPermission) {
-					a.noteLine("%v", err) // the card is there all the same
-				}
-				views = append(views, gpuView{d, j})
-			}
-			if a.json {
-				return json.NewEncoder(a.stdout).Encode(views)
-			}
-			if len(views) == 0 {
-				a.noteLine(noGPU)
-				return nil
-			}
-			return a.showGPUs(m, views, inv.Mediated, wide)
-		},
-	}
-	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
-	cmd.Flags().BoolVar(&wide, "wide", false, "show class, NUMA node, link, ways to reset and virtual functions too")
-	return cmd
-}
-
-// showGPUs prints a line for each card, and for each mediated device.
-func (a *app) showGPUs(m *gpu.Manager, views []gpuView, parts []*gpu.Mdev, wide bool) error {
-	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-	line := func(more []string, columns ...string) {
-		if !wide {
-			more = nil
-		}
-		for i, c := range columns {
-			columns[i] = orDash(c)
-		}
-		last := len(columns) - 1
-		fmt.Fprintln(w, strings.Join(slices.Concat(columns[:last], more, columns[last:]), "\t"))
-	}
-	line([]string{"CLASS", "NUMA", "LINK", "RESET", "VFS"}, "DEVICE", "ID", "NAME", "DRIVER", "GROUP", "BAR", "USED BY")
-	for _, v := range views {
-		line(v.more(), v.Address, v.ID(), v.Title(), v.Driver, v.Group, units.BytesSize(float64(v.Memory())), v.usedBy())
-	}
-	for _, p := range parts {
-		j, err := m.Journal(p.UUID)
-		if err != nil && !errors.Is(err, os.ErrPermission) {
-			a.noteLine("%v", err)
-		}
-		id := ""
-		if p.Card != nil {
-			id = p.Card.ID()
-		}
-		line([]string{"-", "-", "-", "-", "-"}, p.UUID, id, p.Type, p.Driver, p.Group, "", cardUsedBy(j, p.Holders))
-	}
-	return w.Flush()
-}
-
-// more are the columns that only a wide list has.
-func (v gpuView) more() []string {
-	numa, vfs, link := "-", "-", "-"
-	if v.NUMANode >= 0 {
-		numa = strconv.Itoa(v.NUMANode)
-	}
-	if v.TotalVFs > 0 {
-		vfs = fmt.Sprintf("%d of %d", v.NumVFs, v.TotalVFs)
-	}
-	if v.LinkSpeed != "" {
-		link = strings.TrimSuffix(v.LinkSpeed, " PCIe") + " x" + v.LinkWidth
-	}
-	return []string{fmt.Sprintf("%06x", v.Class), numa, link, orDash(strings.ReplaceAll(v.ResetMethod, " ", ",")), vfs}
-}
-
-func (v gpuView) usedBy() string { return cardUsedBy(v.Taken, v.Holders) }
-
-func cardUsedBy(taken *gpu.Journal, holders []gpu.Holder) string {
-	var who []string
-	if taken != nil {
-		who = append(who, taken.Owner.Name)
-	}
-	for _, h := range holders {
-		if s := fmt.Sprintf("%s (%d)", h.Command, h.PID); !slices.Contains(who, s) {
-			who = append(who, s)
-		}
-	}
-	return strings.Join(who, ", ")
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
 
 // gpuCheckView is what gpu check says about one card.
 type gpuCheckView struct {

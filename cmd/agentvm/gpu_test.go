@@ -107,6 +107,15 @@ func TestGPUMediated(t *testing.T) {
 		t.Fatal(err)
 	}
 	stdout.Reset()
+	var rows []map[string]any
+	if err := a.run("gpu", "ls", "--json"); err != nil || json.Unmarshal(stdout.Bytes(), &rows) != nil || len(rows) != 2 {
+		t.Fatal(err, stdout)
+	}
+	part77 := map[string]any{"uuid": uuid, "type": "GRID T4-2Q", "driver": "nvidia-vgpu-vfio", "group": "77", "card": "0000:3b:00.0", "nodes": []any{"/dev/vfio/77"}}
+	if diff := cmp.Diff(part77, rows[1]); diff != "" || rows[0]["address"] != "0000:3b:00.0" {
+		t.Error(diff, rows[0])
+	}
+	stdout.Reset()
 	var views []gpuCheckView
 	err = a.run("gpu", "check", "--json")
 	if !errors.Is(err, vm.ErrHost) || json.Unmarshal(stdout.Bytes(), &views) != nil || len(views) != 2 || views[0].Free || !views[1].Free || views[1].Address != uuid || views[1].ID != "10de:2330" {
@@ -177,9 +186,13 @@ func TestDoctorTellsOfCardsLeftBehind(t *testing.T) {
 func TestGPUJSONIsDocumented(t *testing.T) {
 	said := append(spans(section(t, readDoc(t, "docs/gpu.md"), "## JSON")), spans(section(t, readDoc(t, "docs/commands.md"), "## JSON"))...)
 	for _, typ := range []reflect.Type{reflect.TypeFor[gpu.Device](), reflect.TypeFor[gpu.BAR](), reflect.TypeFor[gpu.Holder](), reflect.TypeFor[gpuCheckView](), reflect.TypeFor[gpu.Finding](),
-		reflect.TypeFor[gpu.Journal](), reflect.TypeFor[gpu.Grant](), reflect.TypeFor[gpu.Outcome]()} {
+		reflect.TypeFor[gpu.Journal](), reflect.TypeFor[gpu.Grant](), reflect.TypeFor[gpu.Outcome](), reflect.TypeFor[gpu.Mdev](), reflect.TypeFor[mdevView]()} {
 		for f := range typ.Fields() {
-			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "bridge" && !slices.Contains(said, name) { // which no card is
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if name == "-" || f.Anonymous || name == "bridge" { // which no card is
+				continue
+			}
+			if !slices.Contains(said, name) {
 				t.Errorf("no document mentions the field %s of %s", name, typ)
 			}
 		}
