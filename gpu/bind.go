@@ -168,7 +168,7 @@ func (m *Manager) plan(ctx context.Context, inv *Inventory, r Request) ([]*Journ
 		}
 	}
 	for _, d := range devices {
-		for _, f := range Check(inv, d, devices...) {
+		for _, f := range Check(inv, d, nil, devices...) {
 			if f.Severity != Problem || r.Force && f.Forcible {
 				continue
 			}
@@ -217,11 +217,7 @@ func (m *Manager) notTaken(functions []*Device, parts []*Mdev, boot string) erro
 		if i < 0 {
 			continue
 		}
-		err := takenAlready(name, journals[i].Owner.Name)
-		if stale(journals, journals[i], boot) {
-			err = vm.WithHint(err, "agentvm gpu recover")
-		}
-		return err
+		return takenAlready(name, claimOf(journals, journals[i], boot))
 	}
 	return nil
 }

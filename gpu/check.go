@@ -46,6 +46,7 @@ const (
 	Mediated      = "mediated"
 	VGPU          = "vgpu"
 	VariantDriver = "variant-driver"
+	Taken         = "taken"
 )
 
 // memlockWanted is what a machine of the default size needs to lock: its
@@ -53,9 +54,13 @@ const (
 const memlockWanted = 3 << 30
 
 // Check says what speaks against binding d, with every function of its slot,
-// together with others. It looks at nothing but the inventory.
-func Check(inv *Inventory, d *Device, others ...*Device) []Finding {
+// together with others. taken tells who has what, as [Manager.Taken] does. It
+// looks at nothing else but the inventory.
+func Check(inv *Inventory, d *Device, taken map[string]Claim, others ...*Device) []Finding {
 	findings := checkHost(inv)
+	if f := inv.takenOf(d, taken); f != nil { // one function stands for the slot
+		findings = append(findings, checkTaken(f.Address, taken[f.Address]))
+	}
 	unit := inv.Unit(d)
 	together := slices.Clone(unit)
 	for _, o := range others {
@@ -63,7 +68,8 @@ func Check(inv *Inventory, d *Device, others ...*Device) []Finding {
 	}
 	findings = append(findings, checkGroups(inv, d, unit, together)...)
 	for _, f := range unit {
-		findings = append(findings, checkUse(f)...)
+		_, ours := taken[f.Address]
+		findings = append(findings, checkUse(f, ours)...)
 	}
 	findings = append(findings, checkKind(inv, d, unit)...)
 	return findings
@@ -137,8 +143,9 @@ func checkGroups(inv *Inventory, d *Device, unit, together []*Device) (findings 
 	return findings
 }
 
-// checkUse looks at who uses a function now.
-func checkUse(f *Device) (findings []Finding) {
+// checkUse looks at who uses a function now. Of one that agentvm has taken its
+// journal knows what driver it goes back to.
+func checkUse(f *Device, ours bool) (findings []Finding) {
 	if f.BootVGA {
 		findings = append(findings, Finding{Code: BootVGA, Severity: Problem, Forcible: true, Device: f.Address, Detail: "the host booted with this card as its display",
 			Fix: "choose another card for the display in the firmware's setup; --force takes it all the same, and the display stays dark"})
@@ -156,7 +163,7 @@ func checkUse(f *Device) (findings []Finding) {
 		findings = append(findings, Finding{Code: OtherOverride, Severity: Problem, Device: f.Address, Detail: "it is bound to " + f.Driver + ", and its driver_override names " + f.Override,
 			Fix: "settle that first: echo | sudo tee " + pciDevices + "/" + f.Address + "/driver_override"})
 	}
-	if isVFIO(f.Driver) {
+	if isVFIO(f.Driver) && !ours {
 		findings = append(findings, Finding{Code: Prebound, Severity: Warning, Device: f.Address, Detail: "it is bound to " + f.Driver + " already, and stays so when it is released"})
 	}
 	return findings

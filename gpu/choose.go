@@ -23,8 +23,8 @@ const NoNode = -1
 // Choose finds devices for all wants, or fails with what is in the way of the
 // first that it cannot fulfil. Of several it takes those that are free, on node
 // first, and then on the node of those that were chosen before. taken tells who
-// has a function, by its address. It looks at nothing but the inventory.
-func Choose(inv *Inventory, wants []Want, node int, taken map[string]string) ([]vm.Slot, error) {
+// has what, as [Manager.Taken] does. It looks at nothing else but the inventory.
+func Choose(inv *Inventory, wants []Want, node int, taken map[string]Claim) ([]vm.Slot, error) {
 	c := chooser{inv: inv, node: node, taken: taken}
 	var slots []vm.Slot
 	for _, w := range wants {
@@ -46,7 +46,7 @@ func Choose(inv *Inventory, wants []Want, node int, taken map[string]string) ([]
 	}
 	// Only all together show whether a group goes to one machine whole.
 	for _, d := range c.chosen {
-		if f := inTheWay(Check(inv, d, c.chosen...)); f != nil {
+		if f := inTheWay(Check(inv, d, nil, c.chosen...)); f != nil {
 			return nil, refusal(d.Address, *f)
 		}
 	}
@@ -56,7 +56,7 @@ func Choose(inv *Inventory, wants []Want, node int, taken map[string]string) ([]
 type chooser struct {
 	inv    *Inventory
 	node   int
-	taken  map[string]string
+	taken  map[string]Claim
 	chosen []*Device
 	parts  []*Mdev // chosen too
 }
@@ -71,14 +71,10 @@ func (c *chooser) part(uuid string) (*Mdev, error) {
 		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("%s is named twice", uuid))
 	}
 	c.parts = append(c.parts, m)
-	if who := c.taken[uuid]; who != "" {
-		return nil, takenAlready(uuid, who)
+	if claim, ok := c.taken[uuid]; ok {
+		return nil, takenAlready(uuid, claim)
 	}
 	return m, m.free(c.inv)
-}
-
-func takenAlready(name, who string) error {
-	return vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%s is taken already, by %s", name, who)), "agentvm gpu release "+name)
 }
 
 func (c *chooser) choose(w Want) ([]*Device, error) {
@@ -114,7 +110,7 @@ func (c *chooser) choose(w Want) ([]*Device, error) {
 // candidates are all devices that a want can mean.
 func (c *chooser) candidates(w Want) ([]*Device, error) {
 	if strings.ToLower(w.Use) != Auto {
-		return Select(c.inv, w.Use)
+		return Select(c.inv, w.Use, nil) // also what is taken, to say who has it
 	}
 	list := c.inv.GPUs()
 	list = slices.DeleteFunc(list, (*Device).IsSwitch)
@@ -153,11 +149,11 @@ func (c *chooser) free(d *Device) error {
 				return vm.Classify(vm.ErrUsage, fmt.Errorf("%s is named twice", f.Address))
 			}
 		}
-		if who := c.taken[f.Address]; who != "" {
-			return takenAlready(f.Address, who)
-		}
 	}
-	if f := inTheWay(Check(c.inv, d)); f != nil && f.Code != Companions {
+	if f := c.inv.takenOf(d, c.taken); f != nil {
+		return takenAlready(f.Address, c.taken[f.Address])
+	}
+	if f := inTheWay(Check(c.inv, d, nil)); f != nil && f.Code != Companions {
 		return refusal(d.Address, *f)
 	}
 	return nil

@@ -90,7 +90,7 @@ func TestChoose(t *testing.T) {
 			if tt.change != nil {
 				tt.change(inv)
 			}
-			slots, err := Choose(inv, tt.wants, tt.node, map[string]string{tt.taken: "web"})
+			slots, err := Choose(inv, tt.wants, tt.node, map[string]Claim{tt.taken: {Owner: "web"}})
 			got := addressesOf(slots)
 			if err != nil {
 				got = err.Error()

@@ -171,14 +171,14 @@ func TestCheck(t *testing.T) {
 			bridge := &Device{Address: "0000:00:01.0", Bridge: true, Group: "1", Driver: "pcieport"}
 			inv := &Inventory{Devices: []*Device{bridge, card, audio, nic}, IOMMU: true, VFIOLoaded: true, VFIOAvailable: true, Memlock: math.MaxUint64}
 			tt.change(inv, card, audio, nic)
-			findings := Check(inv, card)
+			findings := Check(inv, card, nil)
 			if diff := cmp.Diff(tt.problems, codes(findings, Problem)); diff != "" {
 				t.Error("problems", diff)
 			}
 			if diff := cmp.Diff(tt.warnings, codes(findings, Warning)); diff != "" {
 				t.Error("warnings", diff)
 			}
-			if tt.name == "a network card in the group" && len(Check(inv, card, nic)) > 0 {
+			if tt.name == "a network card in the group" && len(Check(inv, card, nil, nic)) > 0 {
 				t.Error("not even together")
 			}
 		})
@@ -201,7 +201,7 @@ func TestSelect(t *testing.T) {
 		{"01:00.0", "0000:01:00.0"}, {"0001:02:00.0", "0001:02:00.0"}, {"10DE:2482", "0000:01:00.0"}, {"10de:2330", "0000:02:00.0 0001:02:00.0"},
 		{"h100", "0000:02:00.0 0001:02:00.0"}, {"*3070 Ti*", "0000:01:00.0"}, {"nvswitch", "0000:05:00.0"}, {"auto", "0001:02:00.0"},
 	} {
-		found, err := Select(inv, tt.wanted)
+		found, err := Select(inv, tt.wanted, nil)
 		var got []string
 		for _, d := range found {
 			got = append(got, d.Address)
@@ -211,14 +211,14 @@ func TestSelect(t *testing.T) {
 		}
 	}
 	for wanted, class := range map[string]error{"09:00.0": vm.ErrNotFound, "10de:0000": vm.ErrNotFound, "a100": vm.ErrNotFound, "": vm.ErrUsage, "00:01.0": vm.ErrUsage, "[a": vm.ErrUsage} {
-		if found, err := Select(inv, wanted); !errors.Is(err, class) {
+		if found, err := Select(inv, wanted, nil); !errors.Is(err, class) {
 			t.Errorf("%q: %v, %v", wanted, found, err)
 		}
 	}
 	for _, d := range inv.Devices {
 		d.Holders = []Holder{{1, "x", "/dev/nvidia0", ""}}
 	}
-	if found, err := Select(inv, Auto); !errors.Is(err, vm.ErrNotFound) || vm.Hint(err) == "" {
+	if found, err := Select(inv, Auto, nil); !errors.Is(err, vm.ErrNotFound) || vm.Hint(err) == "" {
 		t.Error(found, err)
 	}
 }

@@ -86,7 +86,11 @@ func (inv *Inventory) FindMediated(uuid string) (*Mdev, error) {
 }
 
 // CheckMediated says what speaks against giving a mediated device to a machine.
-func CheckMediated(inv *Inventory, m *Mdev) (findings []Finding) {
+// taken tells who has what, as [Manager.Taken] does.
+func CheckMediated(inv *Inventory, m *Mdev, taken map[string]Claim) (findings []Finding) {
+	if c, ok := taken[m.UUID]; ok {
+		findings = append(findings, checkTaken(m.UUID, c))
+	}
 	problem := func(code, detail, fix string) {
 		findings = append(findings, Finding{Code: code, Severity: Problem, Device: m.UUID, Detail: detail, Fix: fix})
 	}
@@ -108,7 +112,7 @@ func CheckMediated(inv *Inventory, m *Mdev) (findings []Finding) {
 
 // free refuses what CheckMediated finds a problem with.
 func (m *Mdev) free(inv *Inventory) error {
-	if f := inTheWay(CheckMediated(inv, m)); f != nil {
+	if f := inTheWay(CheckMediated(inv, m, nil)); f != nil {
 		return refusal(m.UUID, *f)
 	}
 	return nil

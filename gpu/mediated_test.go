@@ -55,7 +55,7 @@ func TestBindMediated(t *testing.T) {
 	if f.owners["/dev/vfio/77"] != vmUser || f.owners["/dev/vfio/devices/vfio77"] != vmUser || len(f.writes) > 0 {
 		t.Error(f.owners, f.writes)
 	}
-	if _, err := m.Bind(t.Context(), ask(gone, vgpu)); err == nil || !strings.Contains(err.Error(), "taken already, by web") || vm.Hint(err) != "agentvm gpu release "+vgpu {
+	if _, err := m.Bind(t.Context(), ask(gone, vgpu)); err == nil || !strings.Contains(err.Error(), "taken already, by web") || vm.Hint(err) != "agentvm stop web" {
 		t.Error(err, vm.Hint(err))
 	}
 	if _, err := m.Bind(t.Context(), ask(gone, "0000:02:00.0")); err == nil || !strings.Contains(err.Error(), "mediated devices live on it") {

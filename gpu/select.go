@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/agentvm/agentvm/vm"
@@ -21,15 +20,17 @@ var (
 // Select finds the devices that a user means: an address with or without its
 // domain, vendor:device, a pattern of the name (as of a file, any case; a
 // word without * is looked for anywhere in it) or auto. An address may be
-// that of any function that is no bridge. It returns at least one device.
-func Select(inv *Inventory, wanted string) ([]*Device, error) {
+// that of any function that is no bridge. Of what is taken, as [Manager.Taken]
+// tells, it returns nothing that is not named by address, unless all that a
+// name means is. It returns at least one device.
+func Select(inv *Inventory, wanted string, taken map[string]Claim) ([]*Device, error) {
 	w := strings.ToLower(wanted)
 	var found []*Device
 	switch {
 	case w == "":
 		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("the name of a device is empty"))
 	case w == Auto:
-		return selectAuto(inv)
+		return selectAuto(inv, taken)
 	case addressPattern.MatchString(w):
 		if strings.Count(w, ":") == 1 {
 			w = "0000:" + w
@@ -66,15 +67,28 @@ func Select(inv *Inventory, wanted string) ([]*Device, error) {
 	if len(found) == 0 {
 		return nil, vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("no device of this host is %q", wanted)), "agentvm gpu ls lists them")
 	}
-	return found, nil
+	if free := untaken(inv, found, taken); len(free) > 0 {
+		return free, nil
+	}
+	return found, nil // the caller can say who has them
+}
+
+// untaken are those of a list that nobody has.
+func untaken(inv *Inventory, list []*Device, taken map[string]Claim) (free []*Device) {
+	for _, d := range list {
+		if inv.takenOf(d, taken) == nil {
+			free = append(free, d)
+		}
+	}
+	return free
 }
 
 // selectAuto takes, of the cards that nothing speaks against, one that shows
 // no picture before one that does, and the one with the most memory.
-func selectAuto(inv *Inventory) ([]*Device, error) {
+func selectAuto(inv *Inventory, taken map[string]Claim) ([]*Device, error) {
 	var best *Device
 	for _, d := range inv.GPUs() {
-		if d.IsSwitch() || slices.ContainsFunc(Check(inv, d), func(f Finding) bool { return f.Severity == Problem }) {
+		if d.IsSwitch() || inTheWay(Check(inv, d, taken)) != nil {
 			continue
 		}
 		if best == nil || better(d, best) {

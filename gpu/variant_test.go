@@ -80,8 +80,8 @@ func TestBindToVariant(t *testing.T) {
 			m.Host.Load = func(_ context.Context, module string) error { loaded = append(loaded, module); return tt.load(f) }
 			before := f.state()
 			inv, err := m.Host.Inventory()
-			if err != nil || !slices.Contains(codes(Check(inv, inv.Get("0000:02:00.0")), Warning), VariantDriver) {
-				t.Error(err, Check(inv, inv.Get("0000:02:00.0")))
+			if err != nil || !slices.Contains(codes(Check(inv, inv.Get("0000:02:00.0"), nil), Warning), VariantDriver) {
+				t.Error(err, Check(inv, inv.Get("0000:02:00.0"), nil))
 			}
 			taken, err := m.Bind(t.Context(), ask(gone, "0000:02:00.0", "0000:01:00.0"))
 			if err != nil || len(taken) != 3 || taken[0].VFIO != tt.want || taken[1].VFIO != vfioDriver || f.driver("0000:02:00.0") != tt.want || !slices.Equal(loaded, []string{"nvgrace_gpu_vfio_pci"}) {

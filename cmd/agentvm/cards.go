@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -55,22 +56,13 @@ func chooseDevices(ctx context.Context, host gpu.Host, cache string, want config
 }
 
 // takenBy tells who has which function, of those who still stand behind it.
-func takenBy(host gpu.Host) (map[string]string, error) {
+func takenBy(host gpu.Host) (map[string]gpu.Claim, error) {
 	m := gpu.Manager{Host: host}
-	journals, err := m.Journals()
+	taken, err := m.Taken()
 	if err != nil {
 		return nil, err
 	}
-	stale, err := m.Stale()
-	if err != nil {
-		return nil, err
-	}
-	taken := map[string]string{}
-	for _, j := range journals {
-		if !slices.Contains(stale, j.Address) {
-			taken[j.Address] = cmp.Or(j.Owner.Name, "another process")
-		}
-	}
+	maps.DeleteFunc(taken, func(_ string, c gpu.Claim) bool { return c.Left })
 	return taken, nil
 }
 

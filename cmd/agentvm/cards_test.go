@@ -141,7 +141,7 @@ func TestTakenBy(t *testing.T) {
 		}
 	}
 	taken, err := takenBy(a.gpuHost())
-	if diff := cmp.Diff(map[string]string{"0000:3b:00.0": "web"}, taken); diff != "" || err != nil {
+	if diff := cmp.Diff(map[string]gpu.Claim{"0000:3b:00.0": {Owner: "web"}}, taken); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
 }

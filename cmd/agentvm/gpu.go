@@ -36,6 +36,16 @@ func (a *app) gpus() (*gpu.Manager, *gpu.Inventory, error) {
 	return m, inv, err
 }
 
+// takenGPUs tells what agentvm has taken, as far as it can be read: where that is
+// not all, taking one fails.
+func (a *app) takenGPUs(m *gpu.Manager) map[string]gpu.Claim {
+	taken, err := m.Taken()
+	if err != nil && !errors.Is(err, os.ErrPermission) {
+		a.noteLine("%v", err)
+	}
+	return taken
+}
+
 func (a *app) gpuHost() gpu.Host { return gpu.Host{Root: cmp.Or(a.gpuRoot, "/")} }
 
 // gpuCheckView is what gpu check says about one card.
@@ -56,11 +66,11 @@ it; without DEVICE of every card and mediated device. It changes nothing. The ex
 is 3 when something is in the way of one.`,
 		Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeGPUs,
 		RunE: func(_ *cobra.Command, args []string) error {
-			_, inv, err := a.gpus()
+			m, inv, err := a.gpus()
 			if err != nil {
 				return err
 			}
-			views, err := checkGPUs(inv, args)
+			views, err := checkGPUs(inv, a.takenGPUs(m), args)
 			if err != nil {
 				return err
 			}
@@ -85,7 +95,7 @@ is 3 when something is in the way of one.`,
 
 // checkGPUs checks what the first of args, if any, names, else every card and
 // every mediated device.
-func checkGPUs(inv *gpu.Inventory, args []string) (views []gpuCheckView, err error) {
+func checkGPUs(inv *gpu.Inventory, taken map[string]gpu.Claim, args []string) (views []gpuCheckView, err error) {
 	devices, parts := inv.GPUs(), inv.Mediated
 	if len(args) > 0 {
 		devices, parts = nil, nil
@@ -95,20 +105,20 @@ func checkGPUs(inv *gpu.Inventory, args []string) (views []gpuCheckView, err err
 				return nil, err
 			}
 			parts = append(parts, m)
-		} else if devices, err = gpu.Select(inv, args[0]); err != nil {
+		} else if devices, err = gpu.Select(inv, args[0], taken); err != nil {
 			return nil, err
 		}
 	}
 	views = []gpuCheckView{}
 	for _, d := range devices {
-		v := gpuCheckView{Address: d.Address, ID: d.ID(), Name: d.Title(), Findings: gpu.Check(inv, d)}
+		v := gpuCheckView{Address: d.Address, ID: d.ID(), Name: d.Title(), Findings: gpu.Check(inv, d, taken)}
 		for _, f := range inv.Unit(d) {
 			v.With = append(v.With, f.Address)
 		}
 		views = append(views, v)
 	}
 	for _, m := range parts {
-		v := gpuCheckView{Address: m.UUID, Name: m.Type, With: []string{m.UUID}, Findings: gpu.CheckMediated(inv, m)}
+		v := gpuCheckView{Address: m.UUID, Name: m.Type, With: []string{m.UUID}, Findings: gpu.CheckMediated(inv, m, taken)}
 		if m.Card != nil {
 			v.ID = m.Card.ID()
 		}
@@ -163,11 +173,11 @@ them to vfio-pci. All are taken, or none. They stay so until they are released o
 host boots.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)), ValidArgsFunction: a.completeGPUs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, inv, err := a.gpus()
+			m, inv, err := a.gpus()
 			if err != nil {
 				return err
 			}
-			addresses, err := selectGPUs(inv, args)
+			addresses, err := selectGPUs(inv, a.takenGPUs(m), args)
 			if err != nil {
 				return err
 			}
@@ -222,7 +232,7 @@ func (a *app) gpuReleaseCommand() *cobra.Command {
 					addresses = append(addresses, arg)
 					continue
 				}
-				found, err := selectGPUs(inv, []string{arg})
+				found, err := selectGPUs(inv, nil, []string{arg})
 				if err != nil {
 					return err
 				}
@@ -281,7 +291,7 @@ func (a *app) gpuHelperSetupCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			addresses, err := selectGPUs(inv, args)
+			addresses, err := selectGPUs(inv, nil, args)
 			if err != nil {
 				return err
 			}
@@ -317,7 +327,7 @@ func (a *app) showOutcomes(outcomes []gpu.Outcome) error {
 	return nil
 }
 
-func selectGPUs(inv *gpu.Inventory, args []string) (addresses []string, err error) {
+func selectGPUs(inv *gpu.Inventory, taken map[string]gpu.Claim, args []string) (addresses []string, err error) {
 	for _, arg := range args {
 		if uuid := strings.ToLower(arg); gpu.IsUUID(uuid) {
 			if !slices.Contains(addresses, uuid) {
@@ -325,7 +335,7 @@ func selectGPUs(inv *gpu.Inventory, args []string) (addresses []string, err erro
 			}
 			continue
 		}
-		devices, err := gpu.Select(inv, arg)
+		devices, err := gpu.Select(inv, arg, taken)
 		if err != nil {
 			return nil, err
 		}

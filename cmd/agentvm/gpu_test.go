@@ -144,6 +144,51 @@ func TestNoGPU(t *testing.T) {
 	}
 }
 
+// bindJournal is that of a card that gpu bind has taken, at a step.
+const bindJournal = `{"version":2,"bootID":"x","bind":"b","owner":{"name":"gpu bind","process":{"pid":1,"start":1},"keep":true},"user":0,"address":"0000:3b:00.0","unit":"0000:3b:00.0","id":"10de:2330","group":"1","driver":"nvidia","override":"","vfio":"vfio-pci","prebound":false,"step":%q,"time":"2026-01-02T03:04:05Z"}`
+
+// TestGPUPassesOverTaken: check names who has a card, and a name means the other.
+func TestGPUPassesOverTaken(t *testing.T) {
+	const mine, free = "0000:3b:00.0", "0000:3c:00.0"
+	a, stdout, stderr := cardHost(t)
+	devices, dir := filepath.Join(a.gpuRoot, "sys/bus/pci/devices"), filepath.Join(a.gpuRoot, gpu.JournalDir)
+	if err := errors.Join(os.CopyFS(filepath.Join(devices, free), os.DirFS(filepath.Join(devices, mine))), os.Symlink("x/vfio-pci", filepath.Join(devices, mine, "driver")),
+		os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, mine+".json"), fmt.Appendf(nil, bindJournal, gpu.StepKept), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for wanted, want := range map[string]string{"10de:2330": free, "2330": free, "3b:00.0": mine} {
+		stdout.Reset()
+		var views []gpuCheckView
+		if err := a.run("gpu", "check", wanted, "--json"); !errors.Is(err, vm.ErrHost) || json.Unmarshal(stdout.Bytes(), &views) != nil || len(views) != 1 || views[0].Address != want {
+			t.Error(wanted, err, stdout)
+			continue
+		}
+		var got []string
+		for _, f := range views[0].Findings {
+			if f.Code == gpu.Taken || f.Code == gpu.Prebound {
+				got = append(got, f.Detail+"; "+f.Fix)
+			}
+		}
+		if says := "it is taken already, by agentvm gpu bind; agentvm gpu release " + mine; want == mine && !slices.Equal(got, []string{says}) || want == free && got != nil {
+			t.Errorf("%s: %q", wanted, got)
+		}
+	}
+	m, inv, err := a.gpus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := selectGPUs(inv, a.takenGPUs(m), []string{"2330"}); err != nil || !slices.Equal(got, []string{free}) {
+		t.Error("bind:", got, err)
+	}
+	// A journal that cannot be read is told of, and hides none that can.
+	if err := os.WriteFile(filepath.Join(dir, free+".json"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if taken := a.takenGPUs(m); len(taken) != 1 || !strings.Contains(stderr.String(), "read the journal") {
+		t.Error(taken, stderr)
+	}
+}
+
 func TestGPUCheckAndBindRefuse(t *testing.T) {
 	a, stdout, _ := cardHost(t)
 	err := a.run("gpu", "check", "3b:00.0")
@@ -169,12 +214,11 @@ func TestDoctorTellsOfCardsLeftBehind(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	journal := `{"version":2,"bootID":"x","bind":"b","owner":{"name":"gpu bind","process":{"pid":1,"start":1},"keep":true},"user":0,"address":"0000:3b:00.0","unit":"0000:3b:00.0","id":"10de:2330","group":"1","driver":"nvidia","override":"","vfio":"vfio-pci","prebound":false,"step":%q,"time":"2026-01-02T03:04:05Z"}`
 	for step, want := range map[gpu.Step]vm.Finding{
 		gpu.StepKept:  {Name: "cards", Status: vm.FindingOK, Detail: "1 PCI functions or mediated devices are taken from the host; agentvm gpu release gives them back"},
 		gpu.StepBound: {Name: "cards", Status: vm.FindingWarn, Detail: "taken from the host by processes that have ended: 0000:3b:00.0", Fix: "sudo agentvm gpu recover"},
 	} {
-		if err := os.WriteFile(filepath.Join(dir, "0000:3b:00.0.json"), fmt.Appendf(nil, journal, step), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "0000:3b:00.0.json"), fmt.Appendf(nil, bindJournal, step), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff([]vm.Finding{want}, gpuJournals(a.gpuHost())); diff != "" {
@@ -202,7 +246,7 @@ func TestGPUJSONIsDocumented(t *testing.T) {
 func TestGPUFindingsAreDocumented(t *testing.T) {
 	said := spans(section(t, readDoc(t, "docs/gpu.md"), "## What is in the way"))
 	for _, code := range []string{gpu.NoIOMMU, gpu.NoVFIO, gpu.NoGroup, gpu.Companions, gpu.BootVGA, gpu.Framebuffer, gpu.Held, gpu.OtherOverride, gpu.HoldersHidden, gpu.MemlockLow,
-		gpu.NoReset, gpu.Prebound, gpu.VirtualFn, gpu.HasVirtualFns, gpu.HasMediated, gpu.MIG, gpu.Mediated, gpu.VGPU, gpu.VariantDriver} {
+		gpu.NoReset, gpu.Prebound, gpu.VirtualFn, gpu.HasVirtualFns, gpu.HasMediated, gpu.MIG, gpu.Mediated, gpu.VGPU, gpu.VariantDriver, gpu.Taken} {
 		if !slices.Contains(said, code) {
 			t.Errorf("docs/gpu.md does not mention %s", code)
 		}
