@@ -42,6 +42,10 @@ type Machine struct {
 	// memory stays where it is then, because devices reach it by its address.
 	Slots []Slot
 
+	// IOMMUFD has those opened through /dev/iommu, which the machine's user can
+	// open, and not through their groups.
+	IOMMUFD bool
+
 	// HugePages is the size of the host's pages that guest memory lies in, in
 	// bytes, taken from those set aside for that; 0: the usual ones.
 	HugePages int64

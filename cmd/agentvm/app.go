@@ -179,8 +179,8 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 		Hardware: func(ctx context.Context, m vm.Machine) (string, error) {
 			return hardware(ctx, store.Dirs.Cache, m)
 		},
-		ChooseDevices: func(ctx context.Context, want config.GPU, memory int64) (lifecycle.Devices, error) {
-			return chooseDevices(ctx, a.gpuHost(), store.Dirs.Cache, want, memory)
+		ChooseDevices: func(ctx context.Context, want config.GPU, memory int64, runAs *vm.Owner) (lifecycle.Devices, error) {
+			return chooseDevices(ctx, a.gpuHost(), store.Dirs.Cache, want, memory, runAs)
 		},
 		RecoverDevices: func(ctx context.Context) ([]string, error) { return recoverDevices(ctx, a.gpuHost()) },
 		Libvirt:        libvirtURI, Leftover: libvirtLeftover,

@@ -22,7 +22,7 @@ import (
 )
 
 // chooseDevices finds devices for a machine, and sees that it could have them.
-func chooseDevices(ctx context.Context, host gpu.Host, cache string, want config.GPU, memory int64) (d lifecycle.Devices, err error) {
+func chooseDevices(ctx context.Context, host gpu.Host, cache string, want config.GPU, memory int64, runAs *vm.Owner) (d lifecycle.Devices, err error) {
 	inv, err := host.Inventory()
 	if err != nil {
 		return d, err
@@ -52,7 +52,8 @@ func chooseDevices(ctx context.Context, host gpu.Host, cache string, want config
 	if err != nil {
 		return d, err
 	}
-	return d, qemu.CheckLockable(qemu.LockedMemory(vm.Machine{Memory: memory, Slots: d.Slots}, caps))
+	d.IOMMUFD = qemu.CanIOMMUFD(caps, runAs)
+	return d, qemu.CheckLockable(qemu.LockedMemory(vm.Machine{Memory: memory, Slots: d.Slots, IOMMUFD: d.IOMMUFD}))
 }
 
 // takenBy tells who has which function, of those who still stand behind it.

@@ -240,7 +240,7 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string, trace supe
 	if err := makeVars(m, caps); err != nil {
 		return nil, err
 	}
-	opts := qemu.Options{RunAs: m.RunAs, LogFile: log, Lock: qemu.LockedMemory(m, caps)}
+	opts := qemu.Options{RunAs: m.RunAs, LogFile: log, Lock: qemu.LockedMemory(m), Groups: qemu.Groups(m)}
 	if m.Near != nil {
 		opts.CPUs = m.Near.CPUs
 	}
@@ -256,15 +256,12 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string, trace supe
 		return nil, errors.Join(err, closeMemory(memory))
 	}
 	p.log.Info("start", "command", qemu.CommandLine(argv))
-	if m.Accel == vm.AccelKVM {
-		opts.Groups = qemu.KVMGroups()
-	}
 	began := time.Now()
 	process, err := qemu.Start(ctx, argv, opts)
 	if err != nil {
 		return nil, errors.Join(err, closeMemory(memory))
 	}
-	r := runningMachine{qemu: process, memory: memory, caps: caps, spec: m}
+	r := runningMachine{qemu: process, memory: memory, spec: m}
 	// QEMU gets ready while its memory is filled.
 	var load errgroup.Group
 	var state []byte
@@ -349,7 +346,6 @@ type runningMachine struct {
 	qemu    *qemu.Process
 	monitor *qmp.Client // nil until it is connected
 	memory  *os.File    // nil: QEMU's own
-	caps    qemu.Caps
 	spec    vm.Machine
 }
 
@@ -381,7 +377,7 @@ func (m runningMachine) Unplug(ctx context.Context, i int) error {
 }
 
 func (m runningMachine) PlugDevice(ctx context.Context, i int, s vm.Slot) error {
-	return qemu.PlugDevice(ctx, m.monitor, i, s, m.caps)
+	return qemu.PlugDevice(ctx, m.monitor, i, s, m.spec.IOMMUFD)
 }
 
 func (m runningMachine) Pause(ctx context.Context) error  { return qmp.Stop(ctx, m.monitor) }

@@ -116,7 +116,7 @@ func check(m vm.Machine, c Config) error {
 // libvirt sees to by itself.
 var rendered = []string{
 	"Name", "UUID", "CPUs", "Memory", "Accel", "CPUModel", "Boot", "Disks", "Shares", "NICs",
-	"Console", "QMP", "RunAs", "Ports", "Slots", "HugePages", "Near",
+	"Console", "QMP", "RunAs", "Ports", "Slots", "IOMMUFD", "HugePages", "Near",
 	"Line", "Saved",
 }
 

@@ -18,9 +18,10 @@ import (
 
 // Devices are devices of the host that a machine can have.
 type Devices struct {
-	Slots []vm.Slot
-	Near  *vm.Node // where memory and CPUs come from; nil: anywhere
-	Notes []string // what the user should know
+	Slots   []vm.Slot
+	IOMMUFD bool     // as vm.Machine's
+	Near    *vm.Node // where memory and CPUs come from; nil: anywhere
+	Notes   []string // what the user should know
 }
 
 // Waits that devices make longer.
@@ -31,13 +32,13 @@ const (
 )
 
 // devices finds the devices that a machine is to have. One that runs has its own.
-func (m *Manager) devices(ctx context.Context, p Project, inst *instance.Instance, old instance.Spec) (Devices, error) {
+func (m *Manager) devices(ctx context.Context, p Project, inst *instance.Instance, old instance.Spec, runAs *vm.Owner) (Devices, error) {
 	want := p.Config.GPU
 	if len(want.Devices) == 0 {
 		return Devices{}, nil
 	}
 	if status, err := inst.Status(); err == nil && status.State.Live() {
-		return Devices{Slots: old.Machine.Slots, Near: old.Machine.Near}, nil
+		return Devices{Slots: old.Machine.Slots, IOMMUFD: old.Machine.IOMMUFD, Near: old.Machine.Near}, nil
 	}
 	want.Devices = slices.Clone(want.Devices)
 	for i, d := range want.Devices {
@@ -49,7 +50,7 @@ func (m *Manager) devices(ctx context.Context, p Project, inst *instance.Instanc
 			return Devices{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("gpu.devices[%d].rom: %s is no file that can be read", i, want.Devices[i].ROM)), "name a file with the card's option ROM, or leave rom out")
 		}
 	}
-	return m.ChooseDevices(ctx, want, int64(p.Config.Resources.Memory))
+	return m.ChooseDevices(ctx, want, int64(p.Config.Resources.Memory), runAs)
 }
 
 // withDevices gives a decided machine its devices. ROMs are copied into its
@@ -64,7 +65,7 @@ func withDevices(spec *instance.Spec, want config.GPU, d Devices, path func(name
 	}
 	roms = map[string]string{}
 	spec.GPU = string(wish)
-	spec.Machine.Near, spec.Machine.HugePages = d.Near, int64(want.HugePages)
+	spec.Machine.IOMMUFD, spec.Machine.Near, spec.Machine.HugePages = d.IOMMUFD, d.Near, int64(want.HugePages)
 	for i, s := range d.Slots {
 		s.Functions = slices.Clone(s.Functions)
 		for j, f := range s.Functions {

@@ -33,19 +33,19 @@ func TestDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	var asked config.GPU
-	m.ChooseDevices = func(_ context.Context, want config.GPU, memory int64) (Devices, error) {
+	m.ChooseDevices = func(_ context.Context, want config.GPU, memory int64, _ *vm.Owner) (Devices, error) {
 		asked = want
 		if memory != 4<<30 {
 			t.Errorf("for a machine of %d bytes", memory)
 		}
-		return Devices{Slots: oneCard(want.Devices[0].ROM), Near: &vm.Node{ID: 1}}, nil
+		return Devices{Slots: oneCard(want.Devices[0].ROM), IOMMUFD: true, Near: &vm.Node{ID: 1}}, nil
 	}
 	p := Project{Dir: dir, Config: parse(t, "version: 1\nresources: {memory: 4GiB}\ngpu:\n  devices: [{use: auto, rom: card.rom}]\n  hugepages: 2MiB\n")}
 	inst, err := m.Store.Create("web")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := m.devices(t.Context(), p, inst, instance.Spec{})
+	d, err := m.devices(t.Context(), p, inst, instance.Spec{}, nil)
 	if err != nil || asked.Devices[0].ROM != rom {
 		t.Fatalf("asked for %+v, %v", asked, err)
 	}
@@ -54,7 +54,7 @@ func TestDevices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := vm.Machine{Slots: oneCard(inst.Path("rom-0")), Near: &vm.Node{ID: 1}, HugePages: 2 << 20}
+	want := vm.Machine{Slots: oneCard(inst.Path("rom-0")), IOMMUFD: true, Near: &vm.Node{ID: 1}, HugePages: 2 << 20}
 	if diff := cmp.Diff(want, spec.Machine); diff != "" {
 		t.Error(diff)
 	}
@@ -70,11 +70,11 @@ func TestDevices(t *testing.T) {
 
 	// It runs: nothing is chosen anew, however the choice would be.
 	live := running(t, m, "live", instance.Share{Source: "/w/p"})
-	m.ChooseDevices = func(context.Context, config.GPU, int64) (Devices, error) {
+	m.ChooseDevices = func(context.Context, config.GPU, int64, *vm.Owner) (Devices, error) {
 		t.Error("chosen again")
 		return Devices{}, nil
 	}
-	d, err = m.devices(t.Context(), p, live, spec)
+	d, err = m.devices(t.Context(), p, live, spec, nil)
 	if diff := cmp.Diff(spec.Machine.Slots, d.Slots); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
@@ -98,7 +98,7 @@ func TestDevicesRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := Project{Dir: t.TempDir(), Config: parse(t, "version: 1\ngpu: {devices: [{use: auto, rom: none.rom}]}\n")}
-	if _, err := m.devices(t.Context(), p, inst, instance.Spec{}); !errors.Is(err, vm.ErrUsage) || !strings.Contains(err.Error(), "gpu.devices[0].rom: ") {
+	if _, err := m.devices(t.Context(), p, inst, instance.Spec{}, nil); !errors.Is(err, vm.ErrUsage) || !strings.Contains(err.Error(), "gpu.devices[0].rom: ") {
 		t.Errorf("a ROM that is not there: %v", err)
 	}
 	live := running(t, m, "live", instance.Share{Source: "/w/p"})

@@ -60,7 +60,9 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 		in.ID, in.Created = uuid.NewString(), time.Now().UTC().Truncate(time.Second)
 	}
 	in.Run = inst.RunDir(in.ID)
-	devices, err := m.devices(ctx, p, inst, old)
+	in.Host = Host{UID: os.Getuid(), GID: os.Getgid(), Home: m.Home, AgentConfig: m.agentConfig(profile, p.Config.Agent.Config == "credentials")}
+	runAs := in.Host.runAs(in.ID)
+	devices, err := m.devices(ctx, p, inst, old, runAs)
 	if err != nil {
 		return fail(err)
 	}
@@ -70,9 +72,8 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 	if in.Image, err = m.image(ctx, p, profile, old, opt, report); err != nil {
 		return fail(err)
 	}
-	in.Host = Host{UID: os.Getuid(), GID: os.Getgid(), Home: m.Home, AgentConfig: m.agentConfig(profile, p.Config.Agent.Config == "credentials")}
 	var why string
-	if in.Host.Accel, why, err = m.Accel(ctx, in.Image, in.Host.runAs(in.ID)); err != nil {
+	if in.Host.Accel, why, err = m.Accel(ctx, in.Image, runAs); err != nil {
 		return fail(err)
 	}
 	if in.Image.Kernel() != "" && p.Config.Firmware != "" {

@@ -37,9 +37,9 @@ type Manager struct {
 	// Accel finds how the guest can run here; img may give a kernel to try it with.
 	Accel func(ctx context.Context, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error)
 	// ChooseDevices finds devices of the host for what the configuration asks, and
-	// a machine with that many bytes of memory; it fails with what is in the way,
-	// and changes nothing.
-	ChooseDevices func(ctx context.Context, want config.GPU, memory int64) (Devices, error)
+	// a machine with that many bytes of memory that runs as runAs; it fails with
+	// what is in the way, and changes nothing.
+	ChooseDevices func(ctx context.Context, want config.GPU, memory int64, runAs *vm.Owner) (Devices, error)
 	// RecoverDevices gives the host back what killed supervisors have left, and
 	// says what it did.
 	RecoverDevices func(ctx context.Context) ([]string, error)

@@ -30,7 +30,7 @@ func Argv(m vm.Machine, caps Caps) ([]string, error) {
 	for i := range m.Ports {
 		a.option("-device", "pcie-root-port", "id", port(i), "chassis", i+1, "slot", i+1)
 	}
-	a.devices(m, caps)
+	a.devices(m)
 	if m.Saved != "" {
 		a.add("-incoming", "defer") // Restore says from where
 		return a.argv, nil

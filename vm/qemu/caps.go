@@ -27,10 +27,6 @@ type Caps struct {
 	// UEFI is the firmware that the host has for this binary, nil for none.
 	// It belongs to the host, not the binary, so it is not cached.
 	UEFI *UEFI `json:"-"`
-
-	// IOMMUFD says that the host gives devices away through /dev/iommu. It is
-	// not cached either.
-	IOMMUFD bool `json:"-"`
 }
 
 // HasDevice reports whether -device knows the driver.

@@ -49,7 +49,7 @@ func AddressSpace(m vm.Machine) (hole, window int64) {
 
 // devices makes the ports for the host's devices, and passes on what is in them.
 // That of a restored machine is plugged in later.
-func (a *args) devices(m vm.Machine, caps Caps) {
+func (a *args) devices(m vm.Machine) {
 	if len(m.Slots) == 0 {
 		return
 	}
@@ -60,8 +60,8 @@ func (a *args) devices(m vm.Machine, caps Caps) {
 	if window > 0 {
 		a.option("-fw_cfg", "", "name", "opt/ovmf/X-PciMmio64Mb", "string", window)
 	}
-	if m.HasDevices() && caps.iommufd() {
-		a.option("-object", "iommufd", "id", iommufdID)
+	if usesIOMMUFD(m) {
+		a.option("-object", iommufdType, "id", iommufdID)
 	}
 	for i, s := range m.Slots {
 		window := s.Window()
@@ -70,7 +70,7 @@ func (a *args) devices(m vm.Machine, caps Caps) {
 			continue
 		}
 		for n := range s.Functions {
-			a.option("-device", functionDriver, function(i, n, s, caps)...)
+			a.option("-device", functionDriver, function(i, n, s, m.IOMMUFD)...)
 		}
 	}
 }
@@ -79,17 +79,18 @@ func (a *args) devices(m vm.Machine, caps Caps) {
 // plugged in.
 const (
 	functionDriver = "vfio-pci"
+	iommufdType    = "iommufd"
 	iommufdID      = "iommufd0"
 )
 
 func devicePort(i int) string { return fmt.Sprintf("dp%d", i) }
 
 // function returns the names and values of the properties of function n of slot i.
-func function(i, n int, s vm.Slot, caps Caps) []any {
+func function(i, n int, s vm.Slot, iommufd bool) []any {
 	f := s.Functions[n]
 	return []any{"host", unless(f.Address == "", f.Address), "sysfsdev", unless(f.Mediated == "", "/sys/bus/mdev/devices/"+f.Mediated),
 		"id", fmt.Sprintf("dev%d-%d", i, n), "bus", devicePort(i), "addr", fmt.Sprintf("0x0.0x%d", FunctionNumber(s, n)), "multifunction", unless(len(s.Functions) == 1, n == 0),
-		"rombar", unless(!f.HideROM, 0), "romfile", unless(f.ROM == "", f.ROM), "iommufd", unless(!caps.iommufd(), iommufdID)}
+		"rombar", unless(!f.HideROM, 0), "romfile", unless(f.ROM == "", f.ROM), "iommufd", unless(!iommufd, iommufdID)}
 }
 
 // FunctionNumber is the number that function n of a slot has in the guest: its
@@ -126,22 +127,18 @@ func (a *args) memory(m vm.Machine) {
 		"prealloc", huge, "host-nodes", node, "policy", policy) // without prealloc, a lack of huge pages kills the guest later
 }
 
-// iommufd reports whether devices are opened through /dev/iommu, and not
-// through their groups.
-func (c Caps) iommufd() bool { return c.IOMMUFD && c.HasObject("iommufd") }
-
 // deviceMemory is what the kernel counts as locked besides guest memory: pages
 // of QEMU's own that the device may reach.
 const deviceMemory = 1 << 30
 
 // LockedMemory is how many bytes the machine's process has to be allowed to
 // lock: a device may reach any of the guest's memory at any time. 0: none.
-func LockedMemory(m vm.Machine, caps Caps) uint64 {
+func LockedMemory(m vm.Machine) uint64 {
 	if !m.HasDevices() {
 		return 0
 	}
 	need := uint64(m.Memory) + deviceMemory
-	if caps.iommufd() { // which counts what devices map of each other
+	if m.IOMMUFD { // which counts what devices map of each other
 		need += uint64(m.Mapped())
 	}
 	return need

@@ -45,11 +45,9 @@ func TestDevicesGolden(t *testing.T) {
 		slots  []vm.Slot
 		change func(*vm.Machine, *Caps)
 	}{
-		"turing": {[]vm.Slot{turing}, nil},
-		"a100":   {[]vm.Slot{a100}, nil},
-		"h100-iommufd": {[]vm.Slot{h100}, func(_ *vm.Machine, c *Caps) {
-			c.IOMMUFD, c.Objects = true, append(c.Objects, "iommufd")
-		}},
+		"turing":       {[]vm.Slot{turing}, nil},
+		"a100":         {[]vm.Slot{a100}, nil},
+		"h100-iommufd": {[]vm.Slot{h100}, func(m *vm.Machine, _ *Caps) { m.IOMMUFD = true }},
 		"h200-board-uefi": {h200s(), func(m *vm.Machine, _ *Caps) {
 			m.Boot = vm.Boot{Firmware: vm.FirmwareUEFI, VarsFile: "/s/vars.fd"}
 			m.HugePages, m.Near, m.Memory = 1<<30, &vm.Node{ID: 1, CPUs: []int{8, 9}}, 64<<30
@@ -136,7 +134,7 @@ func TestEmptySlots(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
-	if LockedMemory(empty, deviceCaps()) != 0 || LockedMemory(saved, deviceCaps()) == 0 {
+	if LockedMemory(empty) != 0 || LockedMemory(saved) == 0 {
 		t.Error("memory is locked for what is in the slots")
 	}
 }
@@ -161,15 +159,14 @@ func TestRoomForDevices(t *testing.T) {
 
 func TestLockedMemory(t *testing.T) {
 	m := deviceMachine(a100)
-	if n := LockedMemory(m, deviceCaps()); n != uint64(5*gib) {
+	if n := LockedMemory(m); n != uint64(5*gib) {
 		t.Error(n)
 	}
-	caps := deviceCaps()
-	caps.IOMMUFD, caps.Objects = true, append(caps.Objects, "iommufd")
-	if n := LockedMemory(m, caps); n != uint64(5*gib+64*gib+48*mib) {
+	m.IOMMUFD = true
+	if n := LockedMemory(m); n != uint64(5*gib+64*gib+48*mib) {
 		t.Error(n)
 	}
-	if n := LockedMemory(testMachine(), deviceCaps()); n != 0 {
+	if n := LockedMemory(testMachine()); n != 0 {
 		t.Error(n)
 	}
 }

@@ -40,10 +40,11 @@ func PlugShare(ctx context.Context, mon goqemu.Monitor, i int, s vm.Share) error
 
 // PlugDevice plugs what is in slot i of the machine into its port. The guest is
 // told of the whole with function 0, which comes last (QEMU, docs/pcie.txt).
-func PlugDevice(ctx context.Context, mon goqemu.Monitor, i int, s vm.Slot, caps Caps) error {
+// iommufd is the machine's.
+func PlugDevice(ctx context.Context, mon goqemu.Monitor, i int, s vm.Slot, iommufd bool) error {
 	for n := len(s.Functions) - 1; n >= 0; n-- {
 		props := map[string]any{}
-		pairs := function(i, n, s, caps)
+		pairs := function(i, n, s, iommufd)
 		for p := 0; p+1 < len(pairs); p += 2 {
 			if pairs[p+1] != nil {
 				props[pairs[p].(string)] = pairs[p+1]

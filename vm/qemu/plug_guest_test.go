@@ -106,7 +106,7 @@ func TestPlugDevice(t *testing.T) {
 	}
 	var told []string
 	for i, s := range m.Slots {
-		if err := PlugDevice(t.Context(), standInMonitor{mon, size, &told}, i, s, caps); err != nil {
+		if err := PlugDevice(t.Context(), standInMonitor{mon, size, &told}, i, s, m.IOMMUFD); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -44,7 +44,6 @@ func Probe(ctx context.Context, binary, cacheDir string) (Caps, error) {
 		writeCache(cache, caps)
 	}
 	caps.UEFI = FindUEFI(os.DirFS("/"), caps.Machine)
-	caps.IOMMUFD = exists(os.DirFS("/"), "dev/iommu") && exists(os.DirFS("/"), "dev/vfio/devices")
 	return caps, nil
 }
 

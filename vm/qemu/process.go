@@ -16,6 +16,7 @@ import (
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/qmp"
 	goqemu "github.com/digitalocean/go-qemu/qmp"
+	"golang.org/x/sys/unix"
 )
 
 // Options are what a QEMU process needs beside its arguments.
@@ -219,13 +220,26 @@ var messagePrefix = regexp.MustCompile(`^(\d{4}-\d\d-\d\dT[\d:.]+Z )?(qemu-syste
 
 // KVMGroups is what a process under another user needs to open /dev/kvm: the
 // group that owns the device, where the device lets its group in.
-func KVMGroups() []int {
-	info, err := os.Stat(kvmDevice)
-	if err != nil || info.Mode().Perm()&0o060 != 0o060 {
+func KVMGroups() []int { return nodeGroups(kvmDevice) }
+
+// Groups are those that the machine's process needs under another user.
+func Groups(m vm.Machine) (groups []int) {
+	if m.Accel == vm.AccelKVM {
+		groups = KVMGroups()
+	}
+	if usesIOMMUFD(m) {
+		groups = append(groups, nodeGroups(iommuDevice)...)
+	}
+	return groups
+}
+
+// nodeGroups is the group that may use a device, unless it is root's.
+func nodeGroups(path string) []int {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil || !lendable(st) {
 		return nil
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Gid != 0 {
-		return []int{int(st.Gid)}
-	}
-	return nil
+	return []int{int(st.Gid)}
 }
+
+func lendable(st unix.Stat_t) bool { return st.Mode&0o060 == 0o060 && st.Gid != 0 }
