@@ -72,17 +72,17 @@ func TestGPULibvirtRig(t *testing.T) {
 	copyFile(t, testenv.Vmlinux(t, debian), filepath.Join(tree, "vmlinux"))
 	copyFile(t, testenv.Initrd(t, debian, gpuRigGuest, ""), filepath.Join(tree, "guest.initrd"))
 	script := strings.ReplaceAll(gpuRig, "$VMUSER", fmt.Sprint(rigUser))
-	said, console := runRig(t, debian, testenv.Initrd(t, debian, script, tree), "rig=managed", 15*time.Minute, rigNVMe...)
+	said, console := runRig(t, debian, testenv.Initrd(t, debian, script, tree), "rig=managed", 20*time.Minute, rigNVMe...)
 	const free = "driver virtio-pci, override (null), second , journals 0"
 	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 3"
-	want := []string{
-		"in a machine of libvirt's: " + taken, fmt.Sprintf("qemu: user %d, may lock %d", rigUser, rigMemory+1<<30), "locked: all memory",
-		"stop by libvirt: exit 0", "back from libvirt: " + free,
-		"QEMU killed: " + free,
-		"recover after libvirt: exit 0", "supervisor killed: " + free,
-		"stop without libvirt: exit 0", "libvirtd killed: " + free, "libvirtd is there again: " + free,
-		"done",
-	}
+	want := []string{"in a machine of libvirt's: " + taken, fmt.Sprintf("qemu: user %d, may lock %d", rigUser, rigMemory+1<<30), "locked: all memory"}
+	want = append(want, rigGuestSays...)
+	want = append(want,
+		"stop by libvirt: exit 0", "back from libvirt: "+free,
+		"QEMU killed: "+free,
+		"recover after libvirt: exit 0", "supervisor killed: "+free,
+		"stop without libvirt: exit 0", "libvirtd killed: "+free, "libvirtd is there again: "+free,
+		"done")
 	if diff := cmp.Diff(want, said); diff != "" {
 		t.Errorf("it says (-want +got):\n%s\nits console:\n%s", diff, console)
 	}

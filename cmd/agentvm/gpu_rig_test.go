@@ -149,7 +149,7 @@ func TestGPURig(t *testing.T) {
 	said, console := runRig(t, debian, testenv.Initrd(t, debian, gpuRig, tree), "rig=host", 8*time.Minute)
 	const free = "driver virtio-pci, override (null), second , journals "
 	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 2"
-	want := []string{"check: exit 0", "first: " + free + "0", "bind: exit 0", "bound: " + taken, "again: exit 3",
+	want := []string{"listed", "check: exit 0", "first: " + free + "0", "bind: exit 0", "bound: " + taken, "again: exit 3",
 		"held: exit 3", "held: " + taken, "release: exit 0", "released: " + free + "0"}
 	for range 8 {
 		want = append(want, "killed: "+free+"0")

@@ -40,6 +40,7 @@ again() { # the host went down while the card was taken
 }
 
 host() {
+	/agentvm gpu ls | grep $card | grep -q virtio-pci && echo "rig listed"
 	does check gpu check $card
 	is first
 	does bind gpu bind $card
@@ -134,6 +135,7 @@ managed() { # a machine of libvirt's
 	begin managed
 	is "in a machine of libvirt's"
 	locks
+	meet managed
 	does "stop by libvirt" stop --force managed
 	ended "back from libvirt"
 
