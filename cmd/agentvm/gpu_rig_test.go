@@ -146,17 +146,24 @@ func TestGPURig(t *testing.T) {
 	debian, program := rig(t)
 	tree := t.TempDir()
 	copyFile(t, program, filepath.Join(tree, "agentvm"))
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(tree, "viable"), "./testdata/viable")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
 	said, console := runRig(t, debian, testenv.Initrd(t, debian, gpuRig, tree), "rig=host", 8*time.Minute)
 	const free = "driver virtio-pci, override (null), second , journals "
 	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 2"
-	want := []string{"listed", "check: exit 0", "first: " + free + "0", "bind: exit 0", "bound: " + taken, "again: exit 3",
-		"held: exit 3", "held: " + taken, "release: exit 0", "released: " + free + "0"}
+	want := []string{"listed", "check: exit 0", "first: " + free + "0", "group before: no group of VFIO's",
+		"bind: exit 0", "bound: " + taken, "group after: viable", "again: exit 3",
+		"held: exit 3", "held: " + taken, "release: exit 0", "released: " + free + "0", "group at last: no group of VFIO's"}
 	for range 8 {
 		want = append(want, "killed: "+free+"0")
 	}
 	want = append(want, "killed: in the middle",
 		"a stranger in the group: exit 3", "refused: virtio-pci and virtio-pci, journals 0",
-		"the whole group: exit 0", "taken: vfio-pci and vfio-pci, journals 2",
+		"group that is half taken: not viable",
+		"the whole group: exit 0", "taken: vfio-pci and vfio-pci, journals 2", "group that is all taken: viable",
 		"the group's release: exit 0", "given: virtio-pci and virtio-pci, journals 0",
 		"when the host goes down: "+taken, "done")
 	if diff := cmp.Diff(want, said); diff != "" {

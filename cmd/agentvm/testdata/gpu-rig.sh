@@ -26,6 +26,10 @@ driver() { readlink $pci/$1/driver | grep -o '[^/]*$'; }
 is() { # is WHAT: how the card is
 	echo "rig $1: driver $(driver $card), override $(cat $pci/$card/driver_override), second $(driver 0000:01:00.1), journals $(ls $journals 2>/dev/null | wc -l)"
 }
+viable() { # viable WHAT ADDRESS: what the kernel says of the group
+	number=$(readlink $pci/$2/iommu_group)
+	echo "rig group $1: $(/viable ${number##*/})"
+}
 does() { # does NAME ARGUMENT...: the program's exit code
 	name=$1
 	shift
@@ -43,8 +47,10 @@ host() {
 	/agentvm gpu ls | grep $card | grep -q virtio-pci && echo "rig listed"
 	does check gpu check $card
 	is first
+	viable "before" $card
 	does bind gpu bind $card
 	is bound
+	viable "after" $card
 	does again gpu bind $card
 	sh -c "exec 3<>/dev/vfio/$group; sleep 1000" &
 	sleep 1
@@ -54,6 +60,7 @@ host() {
 	sleep 1
 	does release gpu release $card
 	is released
+	viable "at last" $card
 	caught=0
 	for step in override unbind probe bound probe override unbind kept; do
 		/agentvm gpu bind $card &
@@ -73,8 +80,17 @@ host() {
 	pair() { echo "rig $1: $(driver $one) and $(driver $other), journals $(ls $journals | wc -l)"; }
 	does "a stranger in the group" gpu bind $one
 	pair refused
+	drivers=/sys/bus/pci/drivers
+	echo vfio-pci >$pci/$one/driver_override # as who does not look would
+	echo $one >$drivers/virtio-pci/unbind
+	echo $one >$drivers/vfio-pci/bind
+	viable "that is half taken" $one
+	echo $one >$drivers/vfio-pci/unbind
+	echo >$pci/$one/driver_override
+	echo $one >$drivers/virtio-pci/bind
 	does "the whole group" gpu bind $one $other
 	pair taken
+	viable "that is all taken" $one
 	does "the group's release" gpu release $one $other
 	pair given
 
