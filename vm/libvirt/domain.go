@@ -39,9 +39,10 @@ type Domain struct {
 	quit context.CancelFunc // ends the watch of events
 
 	mu   sync.Mutex
-	last string        // libvirt's last word about the end; empty: none
-	told chan struct{} // closed once there is one
-	good bool          // the guest shut down
+	how  golibvirt.DomainEventStoppedDetailType // libvirt's last word about the end
+	last string                                 // the same for people; empty: none
+	told chan struct{}                          // closed once there is one
+	good bool                                   // the guest shut down
 
 	saving sync.Mutex // held while libvirt saves the machine, which ends it
 	saved  bool       // it did

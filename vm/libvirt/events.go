@@ -59,6 +59,7 @@ func (d *Domain) tell(how golibvirt.DomainEventStoppedDetailType) {
 		return // the first word counts
 	default:
 	}
+	d.how = how
 	d.good, d.last = ending(how)
 	close(d.told)
 }

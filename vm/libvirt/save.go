@@ -108,11 +108,23 @@ func (d *Domain) endedSaving(ctx context.Context) bool {
 		select {
 		case <-ctx.Done():
 			d.log.Warn("it is not known what becomes of a save", "error", err)
-			return !d.id.Alive()
+			return !d.id.Alive() && d.wasSaved()
 		case <-time.After(pollInterval):
 		}
 	}
-	return !d.id.Alive()
+	return !d.id.Alive() && d.wasSaved()
+}
+
+// wasSaved waits for libvirt's word about the end, and reports whether it is that
+// the machine is saved. A QEMU that has crashed has left half of itself.
+func (d *Domain) wasSaved() bool {
+	select {
+	case <-d.told:
+	case <-time.After(wordTimeout):
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.how == golibvirt.DomainEventStoppedSaved
 }
 
 // goOn has libvirt restore the machine from what [Domain.Save] left in dir. It is

@@ -34,7 +34,11 @@ func (m *Manager) stop(ctx context.Context, inst *instance.Instance, grace time.
 		return false, err
 	}
 	if !status.State.Live() {
-		err := m.gone(ctx, inst, status.Supervisor) // after an interrupted command it may still be going
+		// After an interrupted command it may still be going.
+		err := m.gone(ctx, inst, status.Supervisor)
+		if errors.Is(err, vm.ErrTimeout) {
+			err = errors.Join(status.Supervisor.Kill(), m.gone(ctx, inst, status.Supervisor))
+		}
 		m.tidyDevices(ctx, nil)
 		return false, err
 	}
@@ -60,6 +64,13 @@ func (m *Manager) stop(ctx context.Context, inst *instance.Instance, grace time.
 	}
 	err = m.gone(ctx, inst, status.Supervisor)
 	m.tidyDevices(ctx, nil)
+	if err != nil || status.State != instance.Saving {
+		return true, err
+	}
+	// It was to be stopped, also if it had to be killed.
+	if status, err = inst.Status(); err == nil && status.State != instance.Suspended {
+		err = m.discardSaved(inst)
+	}
 	return true, err
 }
 

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/saved"
 )
 
 // Suspend writes the running machine's memory and devices down and ends it. It
@@ -94,7 +94,7 @@ func writeResume(inst *instance.Instance, spec instance.Spec) error {
 // discardSaved gives up what a suspended machine would go on from, and what an
 // interrupted suspension has left.
 func (m *Manager) discardSaved(inst *instance.Instance) error {
-	if err := os.RemoveAll(inst.Path(instance.SavedDir)); err != nil {
+	if err := saved.Discard(inst.Path(instance.SavedDir)); err != nil {
 		return fmt.Errorf("discard the saved memory of %q: %w", inst.Name, err)
 	}
 	return nil

@@ -267,15 +267,17 @@ func discardDisk(inst *instance.Instance) error {
 func (m *Manager) settled(ctx context.Context, inst *instance.Instance, spec instance.Spec, report Report) (instance.Status, error) {
 	passing := func(s instance.State) bool { return s == instance.Stopping || s == instance.Saving }
 	status, err := inst.Status()
-	if err != nil || !passing(status.State) {
+	if err != nil || status.State.Live() && !passing(status.State) {
 		return status, err
 	}
-	report.Note("%q is %s; waiting for that", inst.Name, status.State)
 	last := status
-	err = m.client(inst, spec).Watch(ctx, func(s instance.Status) bool {
-		last = s
-		return passing(s.State)
-	})
+	if passing(status.State) {
+		report.Note("%q is %s; waiting for that", inst.Name, status.State)
+		err = m.client(inst, spec).Watch(ctx, func(s instance.Status) bool {
+			last = s
+			return passing(s.State)
+		})
+	}
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, control.ErrGone)) {
 		return last, err
 	}

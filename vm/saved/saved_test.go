@@ -224,6 +224,11 @@ func TestImage(t *testing.T) {
 	if err := Move(moved, t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("moved nothing: %v", err)
 	}
+	for range 2 { // the second time there is nothing
+		if err := Discard(moved); err != nil || Exists(moved) {
+			t.Errorf("discarded: %v", err)
+		}
+	}
 	write("all")
 	if _, err := CheckImage(dir); !errors.Is(err, ErrDamaged) {
 		t.Errorf("a short image: %v", err)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/line"
+	"github.com/agentvm/agentvm/vm/saved"
 	"github.com/agentvm/agentvm/vm/template"
 )
 
@@ -99,7 +100,7 @@ func (s *Supervisor) wakeRestored(ctx context.Context) (Guest, []string, error) 
 // only until it runs again.
 func (s *Supervisor) useUp() error {
 	if own := s.inst.Path(instance.SavedDir); s.spec.Machine.Saved == own {
-		return os.RemoveAll(own)
+		return saved.Discard(own)
 	}
 	return nil
 }

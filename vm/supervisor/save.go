@@ -140,17 +140,15 @@ func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, er
 	if life.Err() == nil && ended {
 		next, err := s.startAgain(life)
 		if err != nil {
-			return nil, s.leftSaved(errors.Join(failed, err))
+			return nil, s.leftSaved(life, errors.Join(failed, err))
 		}
 		l.Close()
 		l = next
 	}
-	own := s.inst.Path(instance.SavedDir)
-	if cause := context.Cause(life); errors.As(cause, new(machineEnded)) {
-		return nil, s.leftSaved(cause)
-	} else if cause != nil {
-		return nil, errors.Join(cause, os.RemoveAll(own))
+	if life.Err() != nil {
+		return nil, s.leftSaved(life, context.Cause(life))
 	}
+	own := s.inst.Path(instance.SavedDir)
 	err = s.comeBack(life, l, unplugged, warnings, func() error {
 		if failed == nil {
 			failed = context.Cause(ctx)
@@ -158,20 +156,23 @@ func (s *Supervisor) trySave(life context.Context, req saveRequest) (refused, er
 		if failed == nil {
 			failed = saved.Move(req.Dir, own)
 		}
-		return os.RemoveAll(own)
+		return saved.Discard(own)
 	})
 	if failed != nil && !req.end {
 		_ = tree.Remove(req.Dir)
 	}
 	if err != nil {
-		return nil, s.leftSaved(errors.Join(failed, err))
+		return nil, s.leftSaved(life, errors.Join(failed, err))
 	}
 	return failed, nil
 }
 
 // leftSaved is the end of a machine that did not go on after it was saved. One that
-// has not run since is suspended.
-func (s *Supervisor) leftSaved(err error) error {
+// has not run since is suspended, unless somebody has asked for its end.
+func (s *Supervisor) leftSaved(life context.Context, err error) error {
+	if cause := context.Cause(life); cause != nil && !errors.As(cause, new(machineEnded)) {
+		return errors.Join(cause, saved.Discard(s.inst.Path(instance.SavedDir)))
+	}
 	if s.inst.Suspended() {
 		return fmt.Errorf("%w, since it could not go on after it was saved: %w", errSuspended, err)
 	}

@@ -201,6 +201,35 @@ func TestSnapshotEndsMachineForGood(t *testing.T) {
 	}
 }
 
+// TestStoppedWhileSaved: who stops a machine that is about to go on has it stopped,
+// and not suspended.
+func TestStoppedWhileSaved(t *testing.T) {
+	w, spec := savable(t)
+	w.machine.mortally = true
+	starting := make(chan struct{})
+	w.starting = func() { close(starting) }
+	l := begin(t, w, spec)
+	l.until(instance.Ready)
+	dir := t.TempDir() + "/one"
+	made := make(chan error, 1)
+	go func() {
+		made <- l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: dir, Memory: true})
+	}()
+	<-starting
+	if err := l.client.Stop(t.Context(), 0, "stopped on request"); err != nil {
+		t.Error(err)
+	}
+	if err := <-made; err == nil {
+		t.Error("the snapshot was made")
+	}
+	if s := l.until(instance.Stopped); s.Reason != "stopped on request" {
+		t.Errorf("status %+v", s)
+	}
+	if err := l.end(); err != nil || l.inst.Suspended() {
+		t.Error("it could be resumed", err)
+	}
+}
+
 // TestNotSaved: whatever keeps a machine from being saved, it is ready
 // afterwards, and nothing is left that a start would go on from.
 func TestNotSaved(t *testing.T) {

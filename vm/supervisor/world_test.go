@@ -159,6 +159,7 @@ type world struct {
 	qemuErr  error
 	again    []fakeMachine // what is started after the first, where that is another; none: it fails
 	started  int
+	starting func() // as the machine is started again
 	anew     bool // each start of a share gives another one
 
 	devices    *fakeDevices
@@ -180,12 +181,16 @@ func (w *world) Share(context.Context, instance.Spec, instance.Share, string, st
 	}
 	return w.share, w.shareErr
 }
-func (w *world) Machine(_ context.Context, m vm.Machine, _ string, trace Trace) (Machine, error) {
+func (w *world) Machine(ctx context.Context, m vm.Machine, _ string, trace Trace) (Machine, error) {
 	trace("qemu", time.Now())
 	w.started++
 	switch n := w.started - 2; {
 	case n < 0 || !w.machine.mortally:
 		return w.machine, w.qemuErr
+	case w.starting != nil:
+		w.starting()
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
 	case n < len(w.again):
 		*w.machine.did = append(*w.machine.did, "start from "+filepath.Base(m.Saved))
 		return w.again[n], nil
