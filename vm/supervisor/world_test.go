@@ -160,7 +160,7 @@ type world struct {
 	again    []fakeMachine // what is started after the first, where that is another; none: it fails
 	started  int
 	starting func() // as the machine is started again
-	anew     bool // each start of a share gives another one
+	anew     bool   // each start of a share gives another one
 
 	devices    *fakeDevices
 	devicesErr error
