@@ -197,23 +197,31 @@ func (p parts) Devices(ctx context.Context, spec instance.Spec) (supervisor.Devi
 	if err != nil {
 		return nil, err
 	}
-	user := vm.Owner{UID: os.Getuid(), GID: os.Getgid()}
+	taker, err := helper.NewTaker(host)
+	if err != nil {
+		return nil, err
+	}
+	req := cardRequest(spec, self)
+	if _, err := taker.Bind(ctx, req); err != nil {
+		return nil, err
+	}
+	return takenDevices{taker, req.Devices}, nil
+}
+
+// cardRequest asks for the devices of a machine, whose supervisor is self.
+func cardRequest(spec instance.Spec, self vm.ProcID) gpu.Request {
+	req := gpu.Request{
+		Owner: gpu.Owner{Name: spec.Name, Process: self}, User: vm.Owner{UID: os.Getuid(), GID: os.Getgid()},
+		// libvirt 9.0 knows no VFIO driver but vfio-pci, and puts the card there by itself.
+		Plain: spec.Backend == config.BackendLibvirt,
+	}
 	if o := spec.Machine.RunAs; o != nil {
-		user = *o
+		req.User = *o
 	}
-	var d takenDevices
 	for _, s := range spec.Machine.Slots {
-		d.addresses = append(d.addresses, cmp.Or(s.Functions[0].Mediated, s.Functions[0].Address))
+		req.Devices = append(req.Devices, cmp.Or(s.Functions[0].Mediated, s.Functions[0].Address))
 	}
-	if d.taker, err = helper.NewTaker(host); err != nil {
-		return nil, err
-	}
-	// libvirt 9.0 knows no other driver, and puts the card there by itself.
-	plain := spec.Backend == config.BackendLibvirt
-	if _, err := d.taker.Bind(ctx, gpu.Request{Devices: d.addresses, Owner: gpu.Owner{Name: spec.Name, Process: self}, User: user, Plain: plain}); err != nil {
-		return nil, err
-	}
-	return d, nil
+	return req
 }
 
 // Release implements supervisor.Devices.

@@ -145,3 +145,20 @@ func TestTakenBy(t *testing.T) {
 		t.Error(diff, err)
 	}
 }
+
+// TestCardRequest: a machine's devices are asked for by one function of each slot,
+// for the user that it runs as, and for libvirt on vfio-pci itself.
+func TestCardRequest(t *testing.T) {
+	const part = "c73f1fa6-489e-4834-9476-d70dabd98c40"
+	self, user := vm.ProcID{PID: 7, Start: 8}, vm.Owner{UID: 1, GID: 2}
+	spec := instance.Spec{Name: "web", Machine: vm.Machine{RunAs: &user, Slots: []vm.Slot{
+		{Functions: []vm.Function{{Address: "0000:3b:00.0"}, {Address: "0000:3b:00.1"}}}, {Functions: []vm.Function{{Mediated: part}}},
+	}}}
+	for backend, plain := range map[string]bool{"": false, config.BackendQEMU: false, config.BackendLibvirt: true} {
+		spec.Backend = backend
+		want := gpu.Request{Devices: []string{"0000:3b:00.0", part}, Owner: gpu.Owner{Name: "web", Process: self}, User: user, Plain: plain}
+		if diff := cmp.Diff(want, cardRequest(spec, self)); diff != "" {
+			t.Error(backend, diff)
+		}
+	}
+}

@@ -133,6 +133,7 @@ func TestRemote(t *testing.T) {
 	})
 	t.Run("from here", func(t *testing.T) { f.fromHere(t) })
 	t.Run("suspend", func(t *testing.T) { f.suspends(t) })
+	t.Run("snapshot", func(t *testing.T) { daySnapshot(t, d) })
 	t.Run("what does not work", func(t *testing.T) {
 		for _, args := range [][]string{{"fork", "1"}, {"template", "build"}, {"pool", "fill"}} {
 			f.fails(dir, exitUsage, "does not work with a machine on another host", args...)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/agentvm/agentvm/gpu"
 	"github.com/agentvm/agentvm/vm"
 )
@@ -57,7 +59,18 @@ func TestClient(t *testing.T) {
 			t.Errorf("%s: %q %v %v %q", tt.name, asked, outcomes, err, vm.Hint(err))
 		}
 	}
-	c := &client{}
+	// What is asked for comes to the other side.
+	want := gpu.Request{Devices: []string{"0000:01:00.0"}, Owner: gpu.Owner{Name: "web", Process: vm.ProcID{PID: 7, Start: 8}}, User: vm.Owner{UID: 1000}, Plain: true}
+	c := &client{run: func(_ context.Context, _ []string, in []byte) ([]byte, string, error) {
+		req, err := decode(strings.NewReader(string(in)))
+		if diff := cmp.Diff(want, req.of(want.Owner, caller{UID: 1000})); diff != "" || err != nil || req.Name != "web" || req.Process != want.Owner.Process {
+			t.Errorf("%+v %v %s", req, err, diff)
+		}
+		return []byte("{}"), "", nil
+	}}
+	if _, err := c.Bind(t.Context(), want); err != nil {
+		t.Error(err)
+	}
 	if _, err := c.Bind(t.Context(), gpu.Request{Force: true, Devices: []string{"0000:01:00.0"}}); !errors.Is(err, vm.ErrPolicy) {
 		t.Error(err)
 	}

@@ -46,6 +46,11 @@ var (
 	namePattern    = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9 ._-]{0,79}$`)
 )
 
+// of is what the manager is asked for, on behalf of c.
+func (r request) of(owner gpu.Owner, c caller) gpu.Request {
+	return gpu.Request{Devices: r.Devices, Owner: owner, User: vm.Owner{UID: c.UID}, Plain: r.Plain}
+}
+
 // decode reads one request and refuses everything that is not exactly one.
 func decode(r io.Reader) (req request, err error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxRequest+1))
@@ -92,6 +97,9 @@ func (r request) validate() error {
 	}
 	if r.Do != bind && (r.Name != "" || r.Process != vm.ProcID{}) {
 		return fmt.Errorf("a request to %s names no owner", r.Do)
+	}
+	if r.Do != bind && r.Plain {
+		return fmt.Errorf("a request to %s names no driver", r.Do)
 	}
 	if r.Do == bind && !namePattern.MatchString(r.Name) {
 		return fmt.Errorf("%.40q is not the name of an owner", r.Name)

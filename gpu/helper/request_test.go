@@ -30,6 +30,7 @@ func TestDecode(t *testing.T) {
 		`{"version":1,"do":"recover","path":"/etc/shadow"}`:                                                            "unknown field",
 		`{"version":1,"do":"recover","devices":["0000:01:00.0"]}`:                                                      "names no device",
 		`{"version":1,"do":"recover","name":"x"}`:                                                                      "names no owner",
+		`{"version":1,"do":"recover","plain":true}`:                                                                    "names no driver",
 		`{"version":1,"do":"bind","name":"x"}`:                                                                         "names 1 to",
 		`{"version":1,"do":"bind","name":"x","devices":["auto"]}`:                                                      "not the address",
 		`{"version":1,"do":"bind","name":"x","devices":["0000:01:00.0/../../x"]}`:                                      "not the address",

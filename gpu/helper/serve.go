@@ -168,7 +168,7 @@ func (s server) do(ctx context.Context, c caller, req request) (answer response,
 		if err != nil {
 			return answer, err
 		}
-		answer.Journals, err = m.Bind(ctx, gpu.Request{Devices: req.Devices, Owner: owner, User: vm.Owner{UID: c.UID}, Plain: req.Plain})
+		answer.Journals, err = m.Bind(ctx, req.of(owner, c))
 		return answer, err
 	case release:
 		answer.Outcomes, err = m.Release(ctx, req.Devices...)

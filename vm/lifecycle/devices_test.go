@@ -118,6 +118,24 @@ func TestDevicesRefused(t *testing.T) {
 	}
 }
 
+// TestNotSavedForAnotherQEMU: memory that this host's QEMU could not go on from is
+// not saved to begin with.
+func TestNotSavedForAnotherQEMU(t *testing.T) {
+	m := testManager(t)
+	m.Hardware = func(context.Context, vm.Machine) (string, error) { return "upgraded", nil }
+	live := running(t, m, "live", instance.Share{Source: "/w/p"})
+	if err := live.WriteSpec(instance.Spec{Name: "live", ID: "01234567-89ab-cdef-0123-456789abcdef", Hardware: "as it was", Machine: vm.Machine{Line: "line.sock"}}); err != nil {
+		t.Fatal(err)
+	}
+	_, forkErr := m.Fork(t.Context(), live, 1, false, &notes{}, nil)
+	_, snapshotErr := m.CreateSnapshot(t.Context(), live, "s", SnapshotOptions{}, nil)
+	for what, err := range map[string]error{"suspend": m.Suspend(t.Context(), live, nil), "fork": forkErr, "snapshot": snapshotErr} {
+		if !errors.Is(err, vm.ErrHost) || !strings.Contains(err.Error(), "could not go on from its memory") || !strings.Contains(vm.Hint(err), "agentvm restart live") {
+			t.Errorf("%s: %v, %q", what, err, vm.Hint(err))
+		}
+	}
+}
+
 // TestDiskOfAMachineWithDevices: stopped, it is a machine like others.
 func TestDiskOfAMachineWithDevices(t *testing.T) {
 	m := testManager(t)

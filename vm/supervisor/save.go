@@ -295,7 +295,7 @@ func (s *Supervisor) write(ctx context.Context, req saveRequest) (ended bool, er
 // startAgain has a machine that ended when it was saved go on, paused and without
 // its shares, and opens the line to its listener.
 func (s *Supervisor) startAgain(ctx context.Context) (Line, error) {
-	defer s.trace("start again", time.Now())
+	defer s.trace("return", time.Now())
 	s.unwatchMachine()
 	if err := s.machine.Kill(); err != nil { // nothing but what is left of it
 		s.log.Warn("clear away the saved machine", "error", err)

@@ -152,52 +152,40 @@ func TestSavedInVain(t *testing.T) {
 	}
 }
 
-// TestSavedAndStuck: a machine whose shares do not come back is suspended: it has
-// not run since.
+// TestSavedAndStuck: a machine that cannot go on after it was saved, and has not
+// run since, is suspended with all that it had in memory.
 func TestSavedAndStuck(t *testing.T) {
-	w, spec := savable(t)
-	w.guests = make(chan fakeGuest, 1)
-	w.guests <- fakeGuest{mortal: newMortal(), run: func(script string, _ io.Writer) (int, error) {
-		if strings.Contains(script, "python3 -c") {
-			w.shareErr = errors.New("no such directory")
-		}
-		return 0, nil
-	}}
-	l := begin(t, w, spec)
-	l.until(instance.Ready)
-	dir := t.TempDir() + "/one"
-	if err := l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: dir, Memory: true}); err == nil || !strings.Contains(err.Error(), "no such directory") {
-		t.Errorf("error %v", err)
-	}
-	l.until(instance.Suspended)
-	if _, err := saved.CheckImage(l.inst.Path(instance.SavedDir)); err != nil || saved.Exists(dir) {
-		t.Errorf("saved: %v", err)
-	}
-}
-
-// TestSnapshotEndsMachineForGood: one that cannot go on is suspended, with all
-// that it had in memory.
-func TestSnapshotEndsMachineForGood(t *testing.T) {
-	w, spec := savable(t)
-	w.machine.mortally = true
-	l := begin(t, w, spec)
-	l.until(instance.Ready)
-	dir := t.TempDir() + "/one"
-	err := l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: dir, Memory: true})
-	if err == nil || !strings.Contains(err.Error(), "no more memory") {
-		t.Errorf("error %v", err)
-	}
-	if s := l.until(instance.Suspended); !strings.Contains(s.Reason, "no more memory") {
-		t.Errorf("status %+v", s)
-	}
-	if err := l.end(); err != nil {
-		t.Error(err)
-	}
-	if _, err := saved.CheckImage(l.inst.Path(instance.SavedDir)); err != nil {
-		t.Error(err)
-	}
-	if saved.Exists(dir) {
-		t.Error("the snapshot has the memory too")
+	for reason, harm := range map[string]func(*world){
+		"no more memory": func(w *world) { w.machine.mortally = true },
+		"no such directory": func(w *world) {
+			w.guests = make(chan fakeGuest, 1)
+			w.guests <- fakeGuest{mortal: newMortal(), run: func(script string, _ io.Writer) (int, error) {
+				if strings.Contains(script, "python3 -c") {
+					w.shareErr = errors.New("no such directory")
+				}
+				return 0, nil
+			}}
+		},
+	} {
+		t.Run(reason, func(t *testing.T) {
+			w, spec := savable(t)
+			harm(w)
+			l := begin(t, w, spec)
+			l.until(instance.Ready)
+			dir := t.TempDir() + "/one"
+			if err := l.client.Snapshot(t.Context(), control.SnapshotRequest{Dir: dir, Memory: true}); err == nil || !strings.Contains(err.Error(), reason) {
+				t.Errorf("error %v", err)
+			}
+			if s := l.until(instance.Suspended); !strings.Contains(s.Reason, reason) {
+				t.Errorf("status %+v", s)
+			}
+			if err := l.end(); err != nil {
+				t.Error(err)
+			}
+			if _, err := saved.CheckImage(l.inst.Path(instance.SavedDir)); err != nil || saved.Exists(dir) {
+				t.Errorf("saved: %v", err)
+			}
+		})
 	}
 }
 
