@@ -133,7 +133,7 @@ func TestRemote(t *testing.T) {
 	})
 	t.Run("from here", func(t *testing.T) { f.fromHere(t) })
 	t.Run("suspend", func(t *testing.T) { f.suspends(t) })
-	t.Run("snapshot", func(t *testing.T) { daySnapshot(t, d) })
+	t.Run("snapshot", func(t *testing.T) { f.snapshots(t) })
 	t.Run("what does not work", func(t *testing.T) {
 		for _, args := range [][]string{{"fork", "1"}, {"template", "build"}, {"pool", "fill"}} {
 			f.fails(dir, exitUsage, "does not work with a machine on another host", args...)
@@ -161,6 +161,28 @@ func (f far) suspends(t *testing.T) {
 	if got := f.guest(f.dir, id+"; pgrep -c -f 'sleep 9876[5]'; cat saved meanwhile"); got != boot+"1\nof the guest\nfrom here\n" {
 		t.Errorf("it went on as %q", got)
 	}
+}
+
+// snapshots has that host's libvirt keep what the machine is, and go back to it.
+// The workspace is no part of that, and in step before and after.
+func (f far) snapshots(t *testing.T) {
+	const id = "cat /proc/sys/kernel/random/boot_id"
+	boot := f.guest(f.dir, id)
+	f.guest(f.dir, "echo then | tee /dev/shm/kept ~/kept; echo of the guest >before")
+	f.must(f.dir, "snapshot", "create", "then")
+	goesOn := func() {
+		t.Helper()
+		if got := f.guest(f.dir, id+"; cat /dev/shm/kept ~/kept"); got != boot+"then\nthen\n" {
+			t.Errorf("it goes on as %q", got)
+		}
+	}
+	goesOn()
+	f.guest(f.dir, "echo later | tee /dev/shm/kept ~/kept >after")
+	f.must(f.dir, "snapshot", "restore", "then")
+	goesOn()
+	f.content(f.at("before"), "of the guest\n")
+	f.content(f.at("after"), "later\n")
+	f.must(f.dir, "snapshot", "rm", "then")
 }
 
 // runs gives the agent what is its user's.
