@@ -86,7 +86,7 @@ func (m *Manager) Bind(ctx context.Context, r Request) (taken []*Journal, err er
 		}
 		err = errors.Join(err, m.undo(ctx, taken))
 		if blocked {
-			err = vm.WithHint(err, "end what has the device open, then: agentvm gpu recover")
+			err = vm.WithHint(err, unblock)
 		}
 		taken = nil
 		return vm.Classify(vm.ErrHost, err)
@@ -319,8 +319,8 @@ func (m *Manager) write(ctx context.Context, path, data string) error {
 
 // override sets driver_override; "" unsets it, which an empty line does.
 func (m *Manager) override(ctx context.Context, address, driver string) error {
-	if m.Host.override(address) == driver {
-		return nil
+	if is, err := m.Host.override(ctx, address); err != nil || is == driver {
+		return err
 	}
 	if driver == "" {
 		driver = "\n"

@@ -34,6 +34,7 @@ const (
 	BootVGA       = "boot-vga"
 	Framebuffer   = "framebuffer"
 	Held          = "held"
+	Blocked       = "blocked"
 	OtherOverride = "other-override"
 	HoldersHidden = "holders-hidden"
 	MemlockLow    = "memlock"
@@ -157,6 +158,10 @@ func checkUse(f *Device, ours bool) (findings []Finding) {
 	if len(f.Holders) > 0 {
 		findings = append(findings, Finding{Code: Held, Severity: Problem, Forcible: !isVFIO(f.Driver), Device: f.Address, Detail: "it is in use by " + holders(f.Holders),
 			Fix: stopHolders(f.Holders)})
+	}
+	if f.Blocked {
+		findings = append(findings, Finding{Code: Blocked, Severity: Problem, Device: f.Address, Detail: "it is being taken from its driver, which does not let go",
+			Fix: "end what has it open"})
 	}
 	if f.Driver != "" && !isVFIO(f.Driver) && f.Override != "" && f.Override != f.Driver {
 		// The kernel would not let us give it back to the driver it has.

@@ -14,10 +14,11 @@
 //   - A device that was bound to vfio-pci already is left so when it is
 //     released. Bridges are never touched.
 //   - A device that cannot be given back keeps its journal, and the error
-//     says what is in the way. Nothing waits without a bound: the one write
-//     that can block, to a driver's unbind file, is another process's.
+//     says what is in the way. Nothing waits without a bound: writes that can
+//     block, as to a driver's unbind file, are another process's, and so is
+//     reading what the kernel keeps to itself meanwhile.
 //
 // Everything is read and written below Host.Root, so that tests can stand in
 // for /sys, /proc and /dev. A program that binds calls WriteMain first thing
-// in main when its first argument is WriteArg.
+// in main when its first argument is WriteArg, and ReadMain for ReadArg.
 package gpu

@@ -19,6 +19,7 @@ type fake struct {
 	refuses map[string]bool // drivers that do not take devices
 	blocks  map[string]bool // addresses whose unbind waits
 	pending map[string]bool // such an unbind has begun
+	fails   int             // which write fails, counted from now; -1: none
 	owners  map[string]int  // of nodes that were given to somebody
 	writes  []string
 }
@@ -34,7 +35,7 @@ const thisBoot = "7d2f3a3e-0f0d-4a6c-9f57-2b1d2d5b1c11"
 
 func newFake(t *testing.T, devices ...fakeDevice) *fake {
 	t.Helper()
-	f := &fake{t: t, root: memoryDir(t), refuses: map[string]bool{}, blocks: map[string]bool{}, pending: map[string]bool{}, owners: map[string]int{}}
+	f := &fake{t: t, root: memoryDir(t), fails: -1, refuses: map[string]bool{}, blocks: map[string]bool{}, pending: map[string]bool{}, owners: map[string]int{}}
 	f.put("/proc/sys/kernel/random/boot_id", thisBoot+"\n")
 	f.put("/proc/sys/kernel/osrelease", "6.12.0\n")
 	f.put("/proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\n")
@@ -153,7 +154,11 @@ func (f *fake) unmediate(uuid, group string) {
 }
 
 func (f *fake) host() Host {
-	return Host{Root: f.root, Write: f.write, Viable: f.viable, Chown: f.chown}
+	return Host{Root: f.root, Write: f.write, Viable: f.viable, Chown: f.chown, Blocked: func(address string) bool { return f.pending[address] }}
+}
+
+func (f *fake) override(address string) string {
+	return Host{Root: f.root}.lockedFiles(filepath.Join(pciDevices, address)).override()
 }
 
 func (f *fake) driver(address string) string {
@@ -163,6 +168,9 @@ func (f *fake) driver(address string) string {
 // write is the kernel's side of a write to sysfs.
 func (f *fake) write(_ context.Context, path, data string) error {
 	f.writes = append(f.writes, path+"="+strings.TrimSpace(data))
+	if f.fails--; f.fails == -1 {
+		return errors.New("input/output error")
+	}
 	name := filepath.Base(path)
 	if name == "driver_override" {
 		address := filepath.Base(filepath.Dir(path))
@@ -200,7 +208,7 @@ func (f *fake) write(_ context.Context, path, data string) error {
 		if f.driver(address) != "" {
 			return nil
 		}
-		override := Host{Root: f.root}.override(address)
+		override := f.override(address)
 		for _, d := range f.natives(address) {
 			if (override == "" || override == d) && f.bind(address, d) == nil {
 				return nil
@@ -219,7 +227,7 @@ func (f *fake) natives(address string) []string {
 }
 
 func (f *fake) bind(address, driver string) error {
-	override := Host{Root: f.root}.override(address)
+	override := f.override(address)
 	matches := override == driver || override == "" && slices.Contains(f.natives(address), driver)
 	if _, err := os.Stat(f.at(pciDrivers, driver)); err != nil || !matches || f.refuses[driver] || f.driver(address) != "" {
 		return errors.New("no such device")
@@ -279,7 +287,7 @@ func (f *fake) viable(group string) error {
 func (f *fake) state() map[string]string {
 	s := map[string]string{}
 	for _, a := range (Host{Root: f.root}).names(pciDevices) {
-		s[a] = f.driver(a) + " override=" + Host{Root: f.root}.override(a)
+		s[a] = f.driver(a) + " override=" + f.override(a)
 	}
 	for path, uid := range f.owners {
 		s[path] = fmt.Sprintf("uid %d", uid)

@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -17,7 +18,11 @@ type Host struct {
 	// writes for real, with a deadline.
 	Write func(ctx context.Context, path, data string) error
 
-	Patience time.Duration // with one write; 0: 30 s, as drivers of large cards take seconds to let go
+	Patience time.Duration // with one write, or with what keeps a value from being read; 0: 30 s, as drivers of large cards take seconds to let go
+
+	// Blocked reports whether a function's lock is held, where Root is a stand-in.
+	// Nil means never.
+	Blocked func(address string) bool
 
 	// Chown gives a node of /dev to a user. Nil does so for real.
 	Chown func(path string, uid int) error
@@ -78,6 +83,8 @@ func (h Host) exists(path ...string) bool {
 	_, err := os.Lstat(h.at(path...))
 	return err == nil
 }
+
+func (h Host) patience() time.Duration { return cmp.Or(h.Patience, 30*time.Second) }
 
 const (
 	pciDevices = "/sys/bus/pci/devices"

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,7 @@ type Device struct {
 	Nodes       []string `json:"nodes,omitempty"`    // of /dev
 	Holders     []Holder `json:"holders,omitempty"`  // who has a node open
 	Bridge      bool     `json:"bridge,omitempty"`
+	Blocked     bool     `json:"blocked,omitempty"` // a driver is to let it go, and does not; override and virtual functions cannot be read
 }
 
 // ID is vendor:device in four digits each.
@@ -173,6 +175,9 @@ func (h Host) Inventory() (*Inventory, error) {
 		d.Variant = variants.best(d.Modalias)
 		inv.Devices = append(inv.Devices, d)
 	}
+	if err := h.readLocked(inv.Devices); err != nil {
+		return nil, err
+	}
 	inv.Mediated = h.mediated(inv)
 	gpus := inv.GPUs()
 	h.nameDevices(gpus)
@@ -196,12 +201,12 @@ func (h Host) device(address string) (*Device, error) {
 		Vendor: uint16(h.number(dir, "vendor")), Device: uint16(h.number(dir, "device")),
 		Subsystem: fmt.Sprintf("%04x:%04x", uint16(max(0, h.number(dir, "subsystem_vendor"))), uint16(max(0, h.number(dir, "subsystem_device")))),
 		Class:     uint32(max(0, h.number(dir, "class"))), Revision: uint8(max(0, h.number(dir, "revision"))),
-		Modalias: h.text(dir, "modalias"), Driver: h.link(dir, "driver"), Override: h.override(address),
+		Modalias: h.text(dir, "modalias"), Driver: h.link(dir, "driver"),
 		PowerState: h.text(dir, "power_state"), Group: h.link(dir, "iommu_group"), ResetMethod: h.text(dir, "reset_method"),
 		NUMANode:  int(h.number(dir, "numa_node")),
 		LinkSpeed: h.text(dir, "current_link_speed"), LinkWidth: h.text(dir, "current_link_width"),
 		BootVGA: h.number(dir, "boot_vga") == 1, PhysFn: h.link(dir, "physfn"),
-		NumVFs: int(max(0, h.number(dir, "sriov_numvfs"))), TotalVFs: int(max(0, h.number(dir, "sriov_totalvfs"))),
+		TotalVFs:  int(max(0, h.number(dir, "sriov_totalvfs"))),
 		MdevTypes: h.names(dir, "mdev_supported_types"),
 	}
 	if d.Group != "" {
@@ -213,12 +218,23 @@ func (h Host) device(address string) (*Device, error) {
 	return d, nil
 }
 
-// override is a function's driver_override, which reads (null) when unset.
-func (h Host) override(address string) string {
-	if v := h.text(pciDevices, address, "driver_override"); v != "(null)" {
-		return v
+// readLocked completes functions with what the kernel may keep to itself.
+func (h Host) readLocked(devices []*Device) error {
+	var addresses []string
+	for _, d := range devices {
+		addresses = append(addresses, d.Address)
 	}
-	return ""
+	read, err := h.locked(glance, addresses...)
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		files, ok := read[d.Address]
+		d.Blocked = !ok
+		d.Override = files.override()
+		d.NumVFs, _ = strconv.Atoi(files.NumVFs) // there is none where it cannot have any
+	}
+	return nil
 }
 
 // bridge looks at the type of the configuration header, and at the class

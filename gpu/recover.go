@@ -225,7 +225,11 @@ func inUseBy(inv *Inventory, j *Journal) error {
 // alone what is right already, so that this can be stopped and done again.
 func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 	fail := func(err error) (Outcome, error) {
-		return Outcome{}, fmt.Errorf("give back %s: %w", j.Address, err)
+		err = fmt.Errorf("give back %s: %w", j.Address, err)
+		if errors.Is(err, ErrBlocked) {
+			err = vm.WithHint(err, unblock)
+		}
+		return Outcome{}, err
 	}
 	done := func(action Action, format string, args ...any) (Outcome, error) {
 		if err := m.forget(j.Address); err != nil {
@@ -273,10 +277,12 @@ func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 	if err := m.record(j, StepReset); err != nil {
 		return fail(err)
 	}
-	if stranger == "" || m.Host.override(j.Address) == j.VFIO {
-		if err := m.override(ctx, j.Address, j.Override); err != nil {
-			return fail(err)
-		}
+	is, err := m.Host.override(ctx, j.Address)
+	if err == nil && (stranger == "" || is == j.VFIO) {
+		err = m.override(ctx, j.Address, j.Override)
+	}
+	if err != nil {
+		return fail(err)
 	}
 	if stranger != "" {
 		return done(Restored, "somebody bound it to %s meanwhile, and it stays so", stranger)
@@ -290,7 +296,7 @@ func (m *Manager) restore(ctx context.Context, j *Journal) (Outcome, error) {
 	if err := m.record(j, StepVerify); err != nil {
 		return fail(err)
 	}
-	if err := m.verify(j); err != nil {
+	if err := m.verify(ctx, j); err != nil {
 		return fail(err)
 	}
 	if j.Driver == "" {
@@ -330,11 +336,13 @@ func (m *Manager) rebind(ctx context.Context, j *Journal) error {
 }
 
 // verify sees that the function is what it was, and answers.
-func (m *Manager) verify(j *Journal) error {
+func (m *Manager) verify(ctx context.Context, j *Journal) error {
 	if got := m.driver(j.Address); got != j.Driver {
 		return fmt.Errorf("its driver is %q, and was %q", got, j.Driver)
 	}
-	if got := m.Host.override(j.Address); got != j.Override {
+	if got, err := m.Host.override(ctx, j.Address); err != nil {
+		return err
+	} else if got != j.Override {
 		return fmt.Errorf("its driver_override is %q, and was %q", got, j.Override)
 	}
 	config, err := os.ReadFile(m.Host.at(pciDevices, j.Address, "config"))

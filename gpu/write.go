@@ -15,9 +15,15 @@ import (
 // WriteArg is the first argument of the process that writes one file.
 const WriteArg = "gpu-write"
 
+// self is this very program, also where a newer one has taken its place on disk
+// since, as happens under machines that run for weeks.
+const self = "/proc/self/exe"
+
 // ErrBlocked is a write that did not come back: somebody has the device open.
 // It may still happen later.
 var ErrBlocked = errors.New("the driver does not let go of the device")
+
+const unblock = "end what has the device open, then: agentvm gpu recover"
 
 // WriteMain writes standard input to the file that is its argument, with one
 // write, and returns the exit code.
@@ -45,12 +51,8 @@ func (h Host) write(ctx context.Context, path, data string) error {
 	if h.Write != nil {
 		return h.Write(ctx, path, data)
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
-	}
 	var said strings.Builder
-	cmd := exec.Command(exe, WriteArg, h.at(path))
+	cmd := exec.Command(self, WriteArg, h.at(path))
 	cmd.Stdin, cmd.Stderr = strings.NewReader(data), &said
 	cmd.Env = []string{}
 	// Ctrl-C is for us, who can put things back; the write is let finish.
@@ -60,11 +62,7 @@ func (h Host) write(ctx context.Context, path, data string) error {
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }() // ends with the child
-	patience := h.Patience
-	if patience == 0 {
-		patience = 30 * time.Second
-	}
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(h.patience())
 	defer timer.Stop()
 	select {
 	case err := <-done:

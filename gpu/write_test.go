@@ -15,6 +15,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == WriteArg {
 		os.Exit(WriteMain(os.Args))
 	}
+	if len(os.Args) > 1 && os.Args[1] == ReadArg {
+		os.Exit(ReadMain(os.Args))
+	}
 	os.Exit(m.Run())
 }
 

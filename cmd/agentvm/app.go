@@ -58,6 +58,9 @@ func Main(args []string) int {
 	if len(args) > 1 && args[1] == gpu.WriteArg { // a write that may block
 		return gpu.WriteMain(args)
 	}
+	if len(args) > 1 && args[1] == gpu.ReadArg { // a look that may
+		return gpu.ReadMain(args)
+	}
 	if len(args) > 1 && args[1] == helper.Arg { // root's, for a user whom sudo let in
 		return helper.Main(args)
 	}

@@ -146,7 +146,7 @@ func TestGPURig(t *testing.T) {
 	debian, program := rig(t)
 	tree := t.TempDir()
 	copyFile(t, program, filepath.Join(tree, "agentvm"))
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(tree, "viable"), "./testdata/viable")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(tree, "vfio"), "./testdata/vfio")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
@@ -156,7 +156,10 @@ func TestGPURig(t *testing.T) {
 	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 2"
 	want := []string{"listed", "check: exit 0", "first: " + free + "0", "group before: no group of VFIO's",
 		"bind: exit 0", "bound: " + taken, "group after: viable", "again: exit 3",
-		"held: exit 3", "held: " + taken, "release: exit 0", "released: " + free + "0", "group at last: no group of VFIO's"}
+		"held: exit 3", "held: " + taken, "release: exit 0", "released: " + free + "0", "group at last: no group of VFIO's",
+		"release of what is open: exit 3", "blocked: driver , journals 1", "listed while blocked",
+		"check of what is blocked: exit 3", "recover of what is blocked: exit 3",
+		"recover of what is let go: exit 0", "unblocked: " + free + "0"}
 	for range 8 {
 		want = append(want, "killed: "+free+"0")
 	}

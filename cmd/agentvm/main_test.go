@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/agentvm/agentvm/gpu"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/share"
@@ -21,6 +22,9 @@ func TestMain(m *testing.M) {
 	// What the scripts run starts this very program to look at virtiofsd.
 	if len(os.Args) > 1 && os.Args[1] == share.InitArg {
 		os.Exit(share.InitMain())
+	}
+	if len(os.Args) > 1 && os.Args[1] == gpu.ReadArg { // and at cards
+		os.Exit(gpu.ReadMain(os.Args))
 	}
 	testenv.KeepLibvirtd()
 	testscript.Main(tests{m}, map[string]func(){

@@ -28,7 +28,7 @@ is() { # is WHAT: how the card is
 }
 viable() { # viable WHAT ADDRESS: what the kernel says of the group
 	number=$(readlink $pci/$2/iommu_group)
-	echo "rig group $1: $(/viable ${number##*/})"
+	echo "rig group $1: $(/vfio viable ${number##*/})"
 }
 does() { # does NAME ARGUMENT...: the program's exit code
 	name=$1
@@ -41,6 +41,21 @@ again() { # the host went down while the card was taken
 	is "after a crash of the host"
 	/agentvm gpu recover 2>&1 | sed 's/^agentvm: /rig recover: /'
 	is recovered
+}
+
+blocked() { # nobody is seen to have it open, and vfio-pci waits for whoever has
+	/agentvm gpu bind $card
+	/vfio hide $group $card &
+	sleep 2
+	does "release of what is open" gpu release $card
+	echo "rig blocked: driver $(driver $card), journals $(ls $journals | wc -l)" # the kernel keeps the rest to itself
+	/agentvm gpu ls | grep -q $card && echo "rig listed while blocked"
+	does "check of what is blocked" gpu check $card
+	does "recover of what is blocked" gpu recover
+	kill $!
+	sleep 2
+	does "recover of what is let go" gpu recover
+	is unblocked
 }
 
 host() {
@@ -61,6 +76,7 @@ host() {
 	does release gpu release $card
 	is released
 	viable "at last" $card
+	blocked
 	caught=0
 	for step in override unbind probe bound probe override unbind kept; do
 		/agentvm gpu bind $card &
