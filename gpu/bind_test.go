@@ -3,8 +3,6 @@ package gpu
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,73 +43,6 @@ func killAt(m *Manager, n int) {
 		if n--; n < 0 {
 			panic(killed{})
 		}
-	}
-}
-
-// topology makes a host with a card of one to four functions behind a bridge,
-// each with a random past, and other devices that must stay as they are.
-func topology(r *rand.Rand) (devices []fakeDevice, card string) {
-	pick := func(s ...string) string { return s[r.IntN(len(s))] }
-	devices = []fakeDevice{
-		{address: "0000:00:01.0", id: "8086:1901", class: "0x060400", driver: "pcieport", group: "1"},
-		{address: "0000:00:1f.0", id: "8086:1539", class: "0x020000", driver: "igb", group: "9"},
-	}
-	slot := pick("0000:01:00", "0001:41:00", "10000:e1:1f")
-	own := r.IntN(2) == 0 // ACS between the functions
-	for i := range 1 + r.IntN(4) {
-		d := fakeDevice{address: fmt.Sprintf("%s.%d", slot, i), id: "10de:1aeb", class: "0x040300", group: "1"}
-		if own {
-			d.group = fmt.Sprint(2 + i)
-		}
-		if i == 0 {
-			d.id, d.class = "10de:20f1", pick("0x030000", "0x030200")
-		}
-		d.driver = pick("", "nvidia", "nouveau", vfioDriver)
-		d.native = []string{"other"}
-		if r.IntN(3) == 0 {
-			d.files = map[string]string{"modalias": "pci:v000010DEd00002342sv*sd*bc03sc02i00\n"} // has a variant
-		}
-		if r.IntN(3) == 0 && d.driver != "" {
-			d.override = d.driver
-		}
-		devices = append(devices, d)
-	}
-	return devices, slot + ".0"
-}
-
-// TestKilledAtEachStep kills binding after each journal entry and each write,
-// and recovering too, and finds every device as it was.
-func TestKilledAtEachStep(t *testing.T) {
-	points := 0
-	for seed := range uint64(5) {
-		devices, card := topology(rand.New(rand.NewPCG(seed, 1)))
-		for n := 0; ; n++ {
-			f, m := manager(t, devices...)
-			f.put("/lib/modules/6.12.0/modules.alias", modulesAlias)
-			f.dir(pciDrivers, "nvgrace_gpu_vfio_pci")
-			f.mediate(vgpu, "0000:00:1f.0", "77")
-			before := f.state()
-			killAt(m, n)
-			ended := survive(func() {
-				if _, err := m.Bind(t.Context(), ask(gone, card, vgpu)); err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
-				}
-			})
-			points++
-			recoverAll(t, m, n%3) // the owner is dead, and so are some recoverers
-			if diff := cmp.Diff(before, f.state()); diff != "" {
-				t.Fatalf("seed %d, killed at %d (-before +after):\n%s\nwrites %q", seed, n, diff, f.writes)
-			}
-			if left, err := m.Journals(); err != nil || len(left) > 0 {
-				t.Fatalf("seed %d: journals are left: %v, %v", seed, left, err)
-			}
-			if ended {
-				break
-			}
-		}
-	}
-	if points < 60 {
-		t.Errorf("only %d points were tried", points)
 	}
 }
 
