@@ -308,7 +308,7 @@ func (a *app) why(inst *instance.Instance, err error) error {
 	if s, statusErr := inst.Status(); statusErr == nil && s.Reason != "" {
 		return fmt.Errorf("%w; %q is %s: %s", err, inst.Name, s.State, s.Reason)
 	}
-	return err
+	return vm.WithHint(err, "agentvm status "+inst.Name+" says how it is, and whether its kernel failed")
 }
 
 // joined returns the variables of both; those of over win.

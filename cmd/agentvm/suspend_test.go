@@ -6,9 +6,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/saved"
 )
 
 // busyShare runs a program in the workspace until the test calls end.
@@ -151,6 +154,13 @@ func TestSuspend(t *testing.T) {
 			inOrder(t)
 		}
 	})
+	t.Run("killed once it is saved", func(t *testing.T) {
+		h.must(dir, "snapshot", "restore", "before")
+		h.killSaved(dir, "last")
+		h.must(dir, "snapshot", "restore", "last")
+		inOrder(t)
+		h.must(dir, "snapshot", "rm", "last")
+	})
 	t.Run("called off", func(t *testing.T) {
 		cmd := h.command(dir, "suspend")
 		if err := cmd.Start(); err != nil {
@@ -198,6 +208,30 @@ func (h *host) killSaving(dir, process string) {
 	if list := h.snapshots(dir); len(list) != 1 {
 		h.t.Errorf("snapshots: %+v", list)
 	}
+}
+
+// killSaved kills QEMU when a snapshot has all that it is to have, and its guest
+// has not gone on yet.
+func (h *host) killSaved(dir, name string) {
+	h.t.Helper()
+	cmd := h.command(dir, "snapshot", "create", name)
+	var said strings.Builder
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.until(dir, instance.Saving)
+	qemu := h.status(dir).Processes["qemu"]
+	whole := h.instance("sleeper").Path(filepath.Join(instance.SnapshotsDir, ".making"))
+	for deadline := time.Now().Add(time.Minute); !saved.Exists(whole) && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	_ = syscall.Kill(qemu, syscall.SIGKILL)
+	if cmd.Wait() == nil || !strings.Contains(said.String(), "agentvm snapshot restore "+name) {
+		h.t.Errorf("it says %q", said.String())
+	}
+	h.until(dir, instance.Failed)
+	h.nothingLeft()
 }
 
 func (h *host) resume(dir string) (c came) {

@@ -44,7 +44,8 @@ type SnapshotOptions struct {
 }
 
 // CreateSnapshot saves the machine: with its memory when it runs, its disk
-// alone when it is stopped.
+// alone when it is stopped. A machine that did not go on after it was saved is an
+// error, and keeps the snapshot, which is all that is left of what was in memory.
 func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, name string, opt SnapshotOptions, wait func()) (_ Snapshot, err error) {
 	switch err := vm.ValidName(name); {
 	case err != nil:
@@ -60,11 +61,21 @@ func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, n
 	if _, err := os.Lstat(snapshotDir(inst, name)); err == nil {
 		return Snapshot{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q has a snapshot %q", inst.Name, name)), "choose another name, or agentvm snapshot rm "+name)
 	}
-	s, err := m.makeSnapshot(inst, name, func(s *Snapshot) error { return m.saveTo(ctx, inst, s, opt, wait) })
+	var lost error
+	s, err := m.makeSnapshot(inst, name, func(s *Snapshot) error {
+		err := m.saveTo(ctx, inst, s, opt, wait)
+		if err != nil && ctx.Err() == nil && s.Memory && saved.Exists(s.dir) {
+			lost, err = vm.WithHint(fmt.Errorf("%q did not go on after it was saved as %s: %w", inst.Name, name, err), "agentvm snapshot restore "+name+" goes on from there"), nil
+		}
+		return err
+	})
 	if err != nil {
 		return s, errors.Join(err, tree.Remove(s.dir))
 	}
-	return s, m.publish(inst, &s)
+	if err := m.publish(inst, &s); err != nil {
+		return s, err
+	}
+	return s, lost
 }
 
 // makeSnapshot has save fill a snapshot's directory, and describes what is in
@@ -125,7 +136,9 @@ func (m *Manager) saveTo(ctx context.Context, inst *instance.Instance, s *Snapsh
 		}
 		s.Memory, s.Workspace = !opt.DiskOnly, opt.Workspace
 		req := control.SnapshotRequest{Dir: s.dir, Memory: s.Memory, Workspace: opt.Workspace, Like: m.lastWorkspace(inst)}
-		if err := m.client(inst, s.Spec).Snapshot(ctx, req); err != nil {
+		if err := m.client(inst, s.Spec).Snapshot(ctx, req); err != nil && saved.Exists(s.dir) {
+			return err // of what came after
+		} else if err != nil {
 			return m.notSaved(inst, "saved", err)
 		}
 		return nil
