@@ -30,6 +30,7 @@ type entry struct {
 	PID      int           `json:"pid"` // of the helper
 	Do       string        `json:"do,omitempty"`
 	Devices  []string      `json:"devices,omitempty"`
+	Plain    bool          `json:"plain,omitempty"` // vfio-pci itself was asked for
 	Owner    string        `json:"owner,omitempty"`
 	OwnerPID int           `json:"ownerPID,omitempty"`
 	Result   string        `json:"result"` // asked, done, refused or failed

@@ -107,7 +107,7 @@ func (s server) serve(ctx context.Context, in io.Reader, out io.Writer) error {
 		e.Result, e.Error = "refused", err.Error()
 		return errors.Join(err, audit(s.host.Root, e))
 	}
-	e.Do, e.Devices, e.Owner, e.OwnerPID = req.Do, req.Devices, req.Name, req.Process.PID
+	e.Do, e.Devices, e.Plain, e.Owner, e.OwnerPID = req.Do, req.Devices, req.Plain, req.Name, req.Process.PID
 	if err := audit(s.host.Root, e); err != nil {
 		return err
 	}

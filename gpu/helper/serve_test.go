@@ -140,8 +140,8 @@ const allowFirst = "version: 1\nallow: [{users: [\"4242\"], devices: [\"10de:233
 
 func TestServe(t *testing.T) {
 	s := newServer(t, allowFirst)
-	a, e := s.ask(request{Do: bind, Devices: []string{card}, Name: "gpu bind"})
-	if a.Error != "" || len(a.Journals) != 1 || a.Journals[0].User != alice || !a.Journals[0].Owner.Keep || e.Result != "done" || e.Do != bind || e.Owner != "gpu bind" {
+	a, e := s.ask(request{Do: bind, Devices: []string{card}, Name: "gpu bind", Plain: true})
+	if a.Error != "" || len(a.Journals) != 1 || a.Journals[0].User != alice || !a.Journals[0].Owner.Keep || e.Result != "done" || e.Do != bind || e.Owner != "gpu bind" || !e.Plain {
 		t.Fatalf("%+v %+v", a, e)
 	}
 	if diff := cmp.Diff(map[string]int{"/dev/vfio/1": alice}, s.owners); diff != "" {
@@ -163,7 +163,7 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	a, e = s.ask(request{Do: release, Devices: []string{card}})
-	if a.Error != "" || len(a.Outcomes) != 1 || a.Outcomes[0].Action != gpu.Restored || len(e.Outcomes) != 1 || s.owners["/dev/vfio/1"] != os.Geteuid() || s.journals() != 0 {
+	if a.Error != "" || len(a.Outcomes) != 1 || a.Outcomes[0].Action != gpu.Restored || len(e.Outcomes) != 1 || e.Plain || s.owners["/dev/vfio/1"] != os.Geteuid() || s.journals() != 0 {
 		t.Errorf("%+v %+v %v", a, e, s.owners)
 	}
 }
