@@ -52,7 +52,7 @@ func chooseDevices(ctx context.Context, host gpu.Host, cache string, want config
 	if err != nil {
 		return d, err
 	}
-	d.IOMMUFD = qemu.CanIOMMUFD(caps, runAs)
+	d.IOMMUFD = qemu.CanIOMMUFD(caps, len(d.Slots), runAs)
 	return d, qemu.CheckLockable(qemu.LockedMemory(vm.Machine{Memory: memory, Slots: d.Slots, IOMMUFD: d.IOMMUFD}))
 }
 

@@ -240,7 +240,7 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string, trace supe
 	if err := makeVars(m, caps); err != nil {
 		return nil, err
 	}
-	opts := qemu.Options{RunAs: m.RunAs, LogFile: log, Lock: qemu.LockedMemory(m), Groups: qemu.Groups(m)}
+	opts := qemu.Options{RunAs: m.RunAs, LogFile: log, Lock: qemu.LockLimit(m), Groups: qemu.Groups(m)}
 	if m.Near != nil {
 		opts.CPUs = m.Near.CPUs
 	}

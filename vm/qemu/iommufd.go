@@ -10,16 +10,35 @@ import (
 	"github.com/agentvm/agentvm/vm"
 )
 
-const iommuDevice = "/dev/iommu"
+const (
+	iommuDevice = "/dev/iommu"
+	groupsIOMMU = "/dev/vfio/vfio" // by which devices that are opened as a group reach their IOMMU
+)
 
 // usesIOMMUFD reports whether the machine opens devices through /dev/iommu.
 func usesIOMMUFD(m vm.Machine) bool { return m.IOMMUFD && m.HasDevices() }
 
-// CanIOMMUFD reports whether QEMU can open devices through /dev/iommu when it
-// runs as runAs, or with nil as the calling user. The kernel makes that root's.
-func CanIOMMUFD(caps Caps, runAs *vm.Owner) bool { return canIOMMUFD("/", caps, runAs) }
+// CanIOMMUFD reports whether QEMU had better open a machine's devices, of so many
+// slots, through /dev/iommu when it runs as runAs, or with nil as the calling
+// user. The kernel makes that root's.
+func CanIOMMUFD(caps Caps, slots int, runAs *vm.Owner) bool {
+	return canIOMMUFD("/", caps, slots, runAs, mayLock())
+}
 
-func canIOMMUFD(root string, caps Caps, runAs *vm.Owner) bool {
+// canIOMMUFD leaves it where groups can do what /dev/iommu cannot:
+//
+//   - Devices of one machine reach each other's memory. Linux 6.12 has QEMU
+//     warn that "PCI peer-to-peer transactions on BARs are not supported".
+//   - A user has several machines. What all processes of a user lock is counted
+//     together, against the limit of the one that locks (incr_user_locked_vm in
+//     drivers/iommu/iommufd/pages.c), and by groups each process for itself. With
+//     a limit that is enough for one machine, the second would not start.
+func canIOMMUFD(root string, caps Caps, slots int, runAs *vm.Owner, lock uint64) bool {
+	if slots > 1 || runAs == nil && lock != unix.RLIM_INFINITY {
+		if _, err := os.Stat(filepath.Join(root, groupsIOMMU)); err == nil {
+			return false
+		}
+	}
 	if !caps.HasObject(iommufdType) || !hasDeviceNodes(filepath.Join(root, "proc/devices")) {
 		return false
 	}
@@ -34,6 +53,26 @@ func canIOMMUFD(root string, caps Caps, runAs *vm.Owner) bool {
 	}
 	f.Close()
 	return true
+}
+
+// LockLimit is the limit of locked memory that the machine's process gets: what
+// it needs, and by /dev/iommu all that is allowed where it shares its user with
+// others, for all of whom it has to be enough.
+func LockLimit(m vm.Machine) uint64 {
+	need := LockedMemory(m)
+	if m.RunAs == nil && usesIOMMUFD(m) {
+		return max(need, mayLock())
+	}
+	return need
+}
+
+// mayLock is how many bytes this process may allow itself to lock.
+func mayLock() uint64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+		return 0
+	}
+	return limit.Max
 }
 
 // vfioNodes is the kernel's name for nodes of devices, and not of groups
