@@ -82,7 +82,7 @@ func (inv *Inventory) FindMediated(uuid string) (*Mdev, error) {
 		return m, nil
 	}
 	return nil, vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("this host has no mediated device %s", uuid)),
-		"make one: echo "+uuid+" | sudo tee /sys/bus/pci/devices/ADDRESS/mdev_supported_types/TYPE/create")
+		"make one: echo "+uuid+" | sudo tee /sys/class/mdev_bus/ADDRESS/mdev_supported_types/TYPE/create")
 }
 
 // CheckMediated says what speaks against giving a mediated device to a machine.
