@@ -28,9 +28,9 @@ func CacheDir(t testing.TB) string {
 	return dir
 }
 
-// fetchTrixie fills dir with unpacked packages of Debian 13, by an apt whose
-// state is its own, so that the host's is left alone.
-const fetchTrixie = `set -eu
+// aptTrixie begins a script that fills its directory $1 from packages of Debian
+// 13, by an apt whose state is its own, so that the host's is left alone.
+const aptTrixie = `set -eu
 cd "$1"; shift
 mkdir -p apt/lists/partial apt/cache/archives/partial apt/parts
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main" > apt/sources.list
@@ -40,7 +40,9 @@ set -- -q -o Dir::Etc::sourcelist="$PWD/apt/sources.list" -o Dir::Etc::sourcepar
   -o Dir::Cache="$PWD/apt/cache" -o Dir::State::status="$PWD/apt/status" -o Debug::NoLocking=1 \
   -o APT::Sandbox::User= -o APT::Install-Recommends=0
 apt-get "$@" update
-apt-get "$@" -y --download-only install virtiofsd
+`
+
+const fetchTrixie = aptTrixie + `apt-get "$@" -y --download-only install virtiofsd
 kernel=$(apt-cache "$@" depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
 cd apt/cache/archives
 apt-get "$@" download "$kernel" busybox-static
@@ -62,9 +64,16 @@ touch complete
 // kernel's VFIO modules and static busybox in it.
 func Debian13(t testing.TB) string {
 	t.Helper()
-	dir := filepath.Join(CacheDir(t), "trixie-vfio")
+	return filepath.Join(fromTrixie(t, "trixie-vfio", fetchTrixie), "root")
+}
+
+// fromTrixie returns the directory of the cache with that name, which script
+// makes out of packages of Debian 13 if it is not there.
+func fromTrixie(t testing.TB, name, script string) string {
+	t.Helper()
+	dir := filepath.Join(CacheDir(t), name)
 	if _, err := os.Stat(filepath.Join(dir, "complete")); err == nil {
-		return filepath.Join(dir, "root")
+		return dir
 	}
 	Require(t, "apt-get", "apt-cache", "dpkg-deb", "xz")
 	tmp, err := os.MkdirTemp(CacheDir(t), "trixie-")
@@ -72,8 +81,8 @@ func Debian13(t testing.TB) string {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(tmp)
-	if out, err := exec.Command("sh", "-c", fetchTrixie, "sh", tmp).CombinedOutput(); err != nil {
-		Unavailable(t, "cannot download packages of Debian 13: %v\n%s", err, out)
+	if out, err := exec.Command("sh", "-c", script, "sh", tmp).CombinedOutput(); err != nil {
+		Unavailable(t, "cannot make %s out of packages of Debian 13: %v\n%s", name, err, out)
 	}
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		t.Fatal(err)
@@ -81,5 +90,5 @@ func Debian13(t testing.TB) string {
 	if err := os.Rename(tmp, dir); err != nil && !os.IsExist(err) { // another test run may have been faster
 		t.Fatal(err)
 	}
-	return filepath.Join(dir, "root")
+	return dir
 }
