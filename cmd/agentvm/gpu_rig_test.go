@@ -102,12 +102,17 @@ func runRig(t *testing.T, debian, initrd, cmdline string, limit time.Duration, d
 		"-kernel", filepath.Join(debian, "boot/vmlinuz"), "-initrd", initrd, "-append", rigCmdline + " " + cmdline,
 		"-device", "pcie-root-port,id=rp1,chassis=2", "-device", "pcie-pci-bridge,id=old,bus=rp1",
 		"-device", "virtio-gpu-pci,bus=old,addr=0x1", "-device", "virtio-rng-pci,bus=old,addr=0x2"}, devices...)...)
+	return rigSaid(console), console
+}
+
+// rigSaid picks from a console what is for the test.
+func rigSaid(console string) (said []string) {
 	for line := range strings.Lines(console) {
 		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "rig "); ok {
 			said = append(said, text)
 		}
 	}
-	return said, console
+	return said
 }
 
 // rigCmdline makes the rig's kernel use the IOMMU, and end where it fails.

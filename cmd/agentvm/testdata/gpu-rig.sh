@@ -15,7 +15,7 @@ chown -R 0:0 /var/lib
 chmod -R a+rX /usr /lib* /vmlinux /guest.initrd 2>/dev/null; chmod 755 / /var /var/lib
 chmod 711 /var/lib/agentvm /var/lib/agentvm/instances /var/lib/agentvm/instances/* 2>/dev/null
 mkdir -m 711 /run/agentvm
-for module in irqbypass vfio vfio_iommu_type1 vfio-pci-core vfio-pci; do insmod /$module.ko; done
+for module in irqbypass vfio vfio_iommu_type1 vfio-pci-core vfio-pci; do [ ! -e /proc/modules ] || insmod /$module.ko; done
 
 card=0000:01:00.0
 pci=/sys/bus/pci/devices
@@ -223,6 +223,7 @@ machine() {
 	is stopped
 }
 
+[ ! -e /more.sh ] || . /more.sh
 $(sed -n 's/.*rig=\([a-z]*\).*/\1/p' /proc/cmdline)
 echo rig done
 poweroff -f
