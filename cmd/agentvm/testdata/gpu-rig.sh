@@ -121,7 +121,8 @@ begin() { # begin NAME: the life of a machine that has the card
 	chown $VMUSER $dir/$1/console.log
 	/agentvm supervise $dir/$1 >/run/$1.log 2>&1 &
 	life=$!
-	while ! qemu=$(/agentvm status $1 --json | grep -o '"qemu":[0-9]*' | grep -o '[0-9]*'); do
+	# Until its supervisor has begun, the status is that of a life that was killed.
+	while ! { qemu=$(/agentvm status $1 --json | grep -o '"qemu":[0-9]*' | grep -o '[0-9]*') && kill -0 $qemu 2>/dev/null; }; do
 		kill -0 $life || { cat /run/$1.log; break; }
 		sleep 0.5
 	done
