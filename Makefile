@@ -26,12 +26,12 @@ VERSION  := $(patsubst v%,%,$(shell git describe --tags --dirty --match 'v[0-9]*
 LDFLAGS  := $(if $(VERSION),-ldflags '-X main.version=$(VERSION)')
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-demo deps-test build install demo test test-unit test-user test-gpu lint bench completion clean
+.PHONY: help deps deps-demo deps-test build install demo test test-unit test-user test-gpu test-gpu-kernel lint bench completion clean
 
 help: ## say what can be made
 	@echo 'usage: make TARGET'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'make test PKG=./vm/qemu RUN=TestBoot   only these tests'
 	@echo 'make install PREFIX=DIR                default: $(PREFIX)'
@@ -73,6 +73,10 @@ test-gpu: deps-test ## give a machine a card of a host that is a machine with an
 	$(GO) test -race -timeout $(TIMEOUT) ./gpu/...
 	$(GO) test -race -timeout $(TIMEOUT) -v -run 'Rig' ./cmd/agentvm
 	$(GO) test -race -timeout $(TIMEOUT) -run 'Devices|Room|Lock|LargeRegions|NearMemory|HugePages' ./vm/...
+
+test-gpu-kernel: ## the same with IOMMUFD, mediated devices and a graphics driver: builds a kernel first, some minutes
+	@.ci/deps run build test kernel
+	$(GO) test -race -tags rigkernel -timeout $(TIMEOUT) -v -run TestGPUKernelRig ./cmd/agentvm
 
 lint: ## vet, staticcheck, formatting, tidiness, known vulnerabilities
 	@.ci/lint

@@ -1,3 +1,5 @@
+//go:build rigkernel
+
 package main
 
 import (
@@ -46,12 +48,9 @@ func rigSpec(t *testing.T, store instance.Store, name string, change func(*vm.Ma
 // built for it and Debian 13's QEMU: a graphics driver whose node somebody has
 // open, a card that QEMU opens through /dev/iommu, and mediated devices, of the
 // kernel's sample driver, which a graphics driver in the machine takes. The kernel
-// takes minutes to build; AGENTVM_TEST_KERNEL asks for it.
+// takes minutes to build: make test-gpu-kernel.
 func TestGPUKernelRig(t *testing.T) {
 	t.Parallel()
-	if os.Getenv("AGENTVM_TEST_KERNEL") == "" {
-		t.Skip("builds a kernel; runs where AGENTVM_TEST_KERNEL is set")
-	}
 	debian, program := rig(t)
 	kernel := testenv.RigKernel(t)
 	tree := t.TempDir()
