@@ -76,7 +76,7 @@ test-gpu: deps-test ## give a machine a card of a host that is a machine with an
 
 test-gpu-kernel: ## the same with IOMMUFD, mediated devices and a graphics driver: builds a kernel first, some minutes
 	@.ci/deps run build test kernel
-	$(GO) test -race -tags rigkernel -timeout $(TIMEOUT) -v -run TestGPUKernelRig ./cmd/agentvm
+	CI=true $(GO) test -race -tags rigkernel -timeout $(TIMEOUT) -v -run TestGPUKernelRig ./cmd/agentvm
 
 lint: ## vet, staticcheck, formatting, tidiness, known vulnerabilities
 	@.ci/lint

@@ -162,6 +162,10 @@ func (m *Manager) plan(ctx context.Context, inv *Inventory, r Request) ([]*Journ
 	if err := m.notTaken(functions, parts, boot); err != nil {
 		return nil, err
 	}
+	blocked := slices.DeleteFunc(slices.Clone(functions), func(d *Device) bool { return !d.Blocked })
+	if err := m.Host.readLocked(blocked, m.Host.patience()); err != nil { // a driver that starts is done by then
+		return nil, err
+	}
 	for _, part := range parts {
 		if err := part.free(inv); err != nil {
 			return nil, err

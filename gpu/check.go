@@ -160,8 +160,8 @@ func checkUse(f *Device, ours bool) (findings []Finding) {
 			Fix: stopHolders(f.Holders)})
 	}
 	if f.Blocked {
-		findings = append(findings, Finding{Code: Blocked, Severity: Problem, Device: f.Address, Detail: "it is being taken from its driver, which does not let go",
-			Fix: "end what has it open"})
+		findings = append(findings, Finding{Code: Blocked, Severity: Problem, Device: f.Address, Detail: "the kernel does not let it be looked at: its driver is starting, or does not let it go",
+			Fix: "end what has it open, or wait"})
 	}
 	if f.Driver != "" && !isVFIO(f.Driver) && f.Override != "" && f.Override != f.Driver {
 		// The kernel would not let us give it back to the driver it has.

@@ -19,6 +19,7 @@
 //     reading what the kernel keeps to itself meanwhile.
 //
 // Everything is read and written below Host.Root, so that tests can stand in
-// for /sys, /proc and /dev. A program that binds calls WriteMain first thing
-// in main when its first argument is WriteArg, and ReadMain for ReadArg.
+// for /sys, /proc and /dev. A program that looks at a real host calls ReadMain
+// first thing in main when its first argument is ReadArg, and one that binds
+// WriteMain for WriteArg.
 package gpu

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,7 +47,7 @@ type Device struct {
 	Nodes       []string `json:"nodes,omitempty"`    // of /dev
 	Holders     []Holder `json:"holders,omitempty"`  // who has a node open
 	Bridge      bool     `json:"bridge,omitempty"`
-	Blocked     bool     `json:"blocked,omitempty"` // a driver is to let it go, and does not; override and virtual functions cannot be read
+	Blocked     bool     `json:"blocked,omitempty"` // a driver starts, or does not let it go; override and virtual functions cannot be read
 }
 
 // ID is vendor:device in four digits each.
@@ -175,7 +176,7 @@ func (h Host) Inventory() (*Inventory, error) {
 		d.Variant = variants.best(d.Modalias)
 		inv.Devices = append(inv.Devices, d)
 	}
-	if err := h.readLocked(inv.Devices); err != nil {
+	if err := h.readLocked(inv.Devices, glance); err != nil {
 		return nil, err
 	}
 	inv.Mediated = h.mediated(inv)
@@ -219,12 +220,12 @@ func (h Host) device(address string) (*Device, error) {
 }
 
 // readLocked completes functions with what the kernel may keep to itself.
-func (h Host) readLocked(devices []*Device) error {
+func (h Host) readLocked(devices []*Device, patience time.Duration) error {
 	var addresses []string
 	for _, d := range devices {
 		addresses = append(addresses, d.Address)
 	}
-	read, err := h.locked(glance, addresses...)
+	read, err := h.locked(patience, addresses...)
 	if err != nil {
 		return err
 	}

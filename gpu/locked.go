@@ -17,6 +17,8 @@ import (
 const ReadArg = "gpu-read"
 
 // glance is how long one look at a function may take before it counts as blocked.
+// A driver that starts or ends may take longer, and whoever is to have the
+// function waits for that.
 const glance = 5 * time.Second
 
 // lockedFiles is what the kernel tells of a function only while it can have the
@@ -28,12 +30,21 @@ type lockedFiles struct {
 	NumVFs   string `json:"numVFs"`
 }
 
-// ReadMain writes a line about each directory of a function that is an argument,
-// and returns the exit code.
+// ReadMain writes a line about each directory of a function that is an argument
+// after the queue, and returns the exit code.
 func ReadMain(args []string) int {
+	if len(args) < 3 {
+		return 2
+	}
 	to := json.NewEncoder(os.Stdout)
-	for _, dir := range args[2:] {
-		if err := to.Encode(Host{Root: "/"}.lockedFiles(dir)); err != nil {
+	for _, dir := range args[3:] {
+		leave, err := enqueue(args[2], dir)
+		if err == nil {
+			err = to.Encode(Host{Root: "/"}.lockedFiles(dir))
+			leave()
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 	}
@@ -61,7 +72,7 @@ func (h Host) locked(patience time.Duration, addresses ...string) (map[string]lo
 		for _, a := range addresses {
 			dirs = append(dirs, filepath.Join(pciDevices, a))
 		}
-		came, err := readByChild(patience, dirs)
+		came, err := readByChild(h.queue(), patience, dirs)
 		if err != nil {
 			return nil, fmt.Errorf("read the drivers of PCI devices: %w", err)
 		}
@@ -75,8 +86,8 @@ func (h Host) locked(patience time.Duration, addresses ...string) (map[string]lo
 
 // readByChild reads directories until one is blocked, and returns what came. As
 // with a write, only a child can be given up.
-func readByChild(patience time.Duration, dirs []string) (came []lockedFiles, err error) {
-	cmd := exec.Command(self, append([]string{ReadArg}, dirs...)...)
+func readByChild(queue string, patience time.Duration, dirs []string) (came []lockedFiles, err error) {
+	cmd := exec.Command(self, append([]string{ReadArg, queue}, dirs...)...)
 	var said strings.Builder
 	cmd.Stderr, cmd.Env = &said, []string{}
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // Ctrl-C is for us

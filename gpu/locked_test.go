@@ -3,6 +3,7 @@ package gpu
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -36,13 +37,37 @@ func TestReadByChild(t *testing.T) {
 		"the last is kept": {[]string{plain, taken, blocked}, want[:2]},
 		"a first is kept":  {[]string{blocked, plain}, nil},
 	} {
-		patience := 10 * time.Second
-		if len(tt.want) < len(tt.dirs) {
-			patience = time.Second
-		}
-		got, err := readByChild(patience, tt.dirs)
+		got, err := readByChild("", 5*time.Second, tt.dirs)
 		if diff := cmp.Diff(tt.want, got); err != nil || diff != "" {
 			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
+		}
+	}
+}
+
+// TestQueue: of root's children one is at a function, and others wait where they
+// can be killed.
+func TestQueue(t *testing.T) {
+	queue := filepath.Join(t.TempDir(), "queue")
+	card, other := filepath.Join(t.TempDir(), "0000:01:00.0"), filepath.Join(t.TempDir(), "0000:01:00.1")
+	for _, dir := range []string{card, other} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	leave, err := enqueue(queue, "/sys/bus/pci/drivers/vfio-pci/unbind 0000:01:00.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readByChild(queue, 5*time.Second, []string{other, card}); err != nil || len(got) != 1 {
+		t.Errorf("while it is taken: %v, %v", got, err)
+	}
+	leave()
+	if got, err := readByChild(queue, 20*time.Second, []string{other, card}); err != nil || len(got) != 2 {
+		t.Errorf("afterwards: %v, %v", got, err)
+	}
+	for address, want := range map[string]int64{"0000:00:00.0": 0, "0000:01:00.1": 0x101, "0001:00:1f.7": 0x100ff, "10000:e1:1f.0": 0x10000e1f8} {
+		if got := placeOf(anyAddress.FindStringSubmatch("/sys/bus/pci/devices/" + address)); got != want {
+			t.Errorf("%s: %x, want %x", address, got, want)
 		}
 	}
 }
@@ -60,7 +85,7 @@ func TestBlockedIsSeen(t *testing.T) {
 	if other := inv.Get("0000:01:00.1"); !d.Blocked || other.Blocked || other.Override != "snd_hda_intel" {
 		t.Errorf("%+v", inv.Devices)
 	}
-	if len(findings) == 0 || findings[0].Code != Blocked || findings[0].Severity != Problem || findings[0].Forcible {
+	if !slices.ContainsFunc(findings, func(f Finding) bool { return f.Code == Blocked && f.Severity == Problem && !f.Forcible }) {
 		t.Errorf("%+v", findings)
 	}
 	if _, err := m.Bind(t.Context(), ask(gone, "0000:01:00.0")); err == nil || len(f.writes) > 0 {

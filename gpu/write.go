@@ -19,24 +19,28 @@ const WriteArg = "gpu-write"
 // since, as happens under machines that run for weeks.
 const self = "/proc/self/exe"
 
-// ErrBlocked is a write that did not come back: somebody has the device open.
-// It may still happen later.
+// ErrBlocked is a write, or a look, that did not come back: somebody has the
+// device open. A write may still happen later.
 var ErrBlocked = errors.New("the driver does not let go of the device")
 
 const unblock = "end what has the device open, then: agentvm gpu recover"
 
-// WriteMain writes standard input to the file that is its argument, with one
-// write, and returns the exit code.
+// WriteMain writes standard input to the file that is its argument after the
+// queue, with one write, and returns the exit code.
 func WriteMain(args []string) int {
-	if len(args) != 3 {
+	if len(args) != 4 {
 		return 2
 	}
 	data := make([]byte, 4096)
 	n, _ := os.Stdin.Read(data)
-	f, err := os.OpenFile(args[2], os.O_WRONLY, 0)
+	leave, err := enqueue(args[2], args[3]+" "+string(data[:n]))
 	if err == nil {
-		_, err = f.Write(data[:n])
-		err = errors.Join(err, f.Close())
+		defer leave()
+		var f *os.File
+		if f, err = os.OpenFile(args[3], os.O_WRONLY, 0); err == nil {
+			_, err = f.Write(data[:n])
+			err = errors.Join(err, f.Close())
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -52,7 +56,7 @@ func (h Host) write(ctx context.Context, path, data string) error {
 		return h.Write(ctx, path, data)
 	}
 	var said strings.Builder
-	cmd := exec.Command(self, WriteArg, h.at(path))
+	cmd := exec.Command(self, WriteArg, h.queue(), h.at(path))
 	cmd.Stdin, cmd.Stderr = strings.NewReader(data), &said
 	cmd.Env = []string{}
 	// Ctrl-C is for us, who can put things back; the write is let finish.

@@ -162,7 +162,7 @@ func TestGPURig(t *testing.T) {
 	want := []string{"listed", "check: exit 0", "first: " + free + "0", "group before: no group of VFIO's",
 		"bind: exit 0", "bound: " + taken, "group after: viable", "again: exit 3",
 		"held: exit 3", "held: " + taken, "release: exit 0", "released: " + free + "0", "group at last: no group of VFIO's",
-		"release of what is open: exit 3", "blocked: driver , journals 1", "listed while blocked",
+		"release of what is open: exit 3", "blocked: driver , journals 1", "listed as blocked",
 		"check of what is blocked: exit 3", "recover of what is blocked: exit 3",
 		"recover of what is let go: exit 0", "unblocked: " + free + "0"}
 	for range 8 {

@@ -226,6 +226,9 @@ func (h *host) killSaved(dir, name string) {
 	for deadline := time.Now().Add(time.Minute); !saved.Exists(whole) && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
+	if qemu == 0 || !saved.Exists(whole) {
+		h.t.Fatalf("QEMU %d, and nothing is saved in %s", qemu, whole)
+	}
 	_ = syscall.Kill(qemu, syscall.SIGKILL)
 	if cmd.Wait() == nil || !strings.Contains(said.String(), "agentvm snapshot restore "+name) {
 		h.t.Errorf("it says %q", said.String())

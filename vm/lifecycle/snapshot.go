@@ -45,7 +45,8 @@ type SnapshotOptions struct {
 
 // CreateSnapshot saves the machine: with its memory when it runs, its disk
 // alone when it is stopped. A machine that did not go on after it was saved is an
-// error, and keeps the snapshot, which is all that is left of what was in memory.
+// error, and keeps the snapshot, which is all that is left of what was in memory,
+// unless who asked has called it off.
 func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, name string, opt SnapshotOptions, wait func()) (_ Snapshot, err error) {
 	switch err := vm.ValidName(name); {
 	case err != nil:
@@ -69,13 +70,16 @@ func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, n
 		}
 		return err
 	})
-	if err != nil {
-		return s, errors.Join(err, tree.Remove(s.dir))
+	if err == nil {
+		err = m.publish(inst, &s)
 	}
-	if err := m.publish(inst, &s); err != nil {
-		return s, err
+	switch {
+	case err == nil:
+		return s, lost
+	case lost != nil: // what is left is left
+		return s, errors.Join(lost, fmt.Errorf("name the snapshot in %s: %w", s.dir, err))
 	}
-	return s, lost
+	return s, errors.Join(err, tree.Remove(s.dir))
 }
 
 // makeSnapshot has save fill a snapshot's directory, and describes what is in
@@ -107,7 +111,7 @@ func (m *Manager) makeSnapshot(inst *instance.Instance, name string, save func(*
 func (m *Manager) publish(inst *instance.Instance, s *Snapshot) error {
 	dir := snapshotDir(inst, s.Name)
 	if err := os.Rename(s.dir, dir); err != nil {
-		return errors.Join(fmt.Errorf("make snapshot: %w", err), tree.Remove(s.dir))
+		return fmt.Errorf("make snapshot: %w", err)
 	}
 	s.dir = dir
 	return nil
@@ -373,7 +377,7 @@ func (m *Manager) putBackWorkspace(ctx context.Context, inst *instance.Instance,
 		}
 	}
 	if err := m.publish(inst, &undo); err != nil {
-		return err
+		return errors.Join(err, tree.Remove(undo.dir))
 	}
 	report.Note("what %s is now is kept as snapshot %s", s.Spec.Workspace, undoSnapshot)
 	return tree.PutBack(ctx, s.Spec.Workspace, s.workspace())

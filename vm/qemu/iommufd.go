@@ -58,10 +58,12 @@ func canIOMMUFD(root string, caps Caps, slots int, runAs *vm.Owner, lock uint64)
 // LockLimit is the limit of locked memory that the machine's process gets: what
 // it needs, and by /dev/iommu all that is allowed where it shares its user with
 // others, for all of whom it has to be enough.
-func LockLimit(m vm.Machine) uint64 {
+func LockLimit(m vm.Machine) uint64 { return lockLimit(m, mayLock()) }
+
+func lockLimit(m vm.Machine, may uint64) uint64 {
 	need := LockedMemory(m)
 	if m.RunAs == nil && usesIOMMUFD(m) {
-		return max(need, mayLock())
+		return max(need, may)
 	}
 	return need
 }

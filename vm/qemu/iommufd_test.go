@@ -79,16 +79,19 @@ func TestCanIOMMUFDAlone(t *testing.T) {
 func TestLockLimit(t *testing.T) {
 	m := vm.Machine{Memory: 1 << 30, Slots: []vm.Slot{testenv.Card("0000:01:00.0")}}
 	need := LockedMemory(m)
-	if got := LockLimit(m); got != need {
-		t.Errorf("by a group %d, want %d", got, need)
-	}
-	m.IOMMUFD = true
-	if got, want := LockLimit(m), max(need, mayLock()); got != want {
-		t.Errorf("by /dev/iommu %d, want %d", got, want)
-	}
-	m.RunAs = &vm.Owner{UID: 7, GID: 7}
-	if got := LockLimit(m); got != need {
-		t.Errorf("by /dev/iommu under another user %d, want %d", got, need)
+	for _, may := range []uint64{1 << 30, 64 << 30, unix.RLIM_INFINITY} {
+		m.IOMMUFD, m.RunAs = false, nil
+		if got := lockLimit(m, may); got != need {
+			t.Errorf("by a group, of %d: %d, want %d", may, got, need)
+		}
+		m.IOMMUFD = true
+		if got, want := lockLimit(m, may), max(2<<30, may); got != want {
+			t.Errorf("by /dev/iommu, of %d: %d, want %d", may, got, want)
+		}
+		m.RunAs = &vm.Owner{UID: 7, GID: 7}
+		if got := lockLimit(m, may); got != need {
+			t.Errorf("by /dev/iommu under another user, of %d: %d, want %d", may, got, need)
+		}
 	}
 }
 

@@ -45,14 +45,17 @@ again() { # the host went down while the card was taken
 
 blocked() { # nobody is seen to have it open, and vfio-pci waits for whoever has
 	/agentvm gpu bind $card
-	/vfio hide $group $card &
-	sleep 2
+	/vfio hide $group $card >/run/hide &
+	hider=$!
+	until [ -s /run/hide ]; do sleep 0.1; done
+	cat /run/hide
 	does "release of what is open" gpu release $card
 	echo "rig blocked: driver $(driver $card), journals $(ls $journals | wc -l)" # the kernel keeps the rest to itself
-	/agentvm gpu ls | grep -q $card && echo "rig listed while blocked"
+	# Some kernels keep a part to themselves until then: 6.1 does, 6.12.117 does not.
+	/agentvm gpu ls --json | grep -q '"blocked": *true' && echo "rig listed as blocked"
 	does "check of what is blocked" gpu check $card
 	does "recover of what is blocked" gpu recover
-	kill $!
+	kill $hider
 	sleep 2
 	does "recover of what is let go" gpu recover
 	is unblocked

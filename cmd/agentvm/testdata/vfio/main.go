@@ -1,7 +1,7 @@
 // Vfio asks the kernel of a VFIO group, by its number (include/uapi/linux/vfio.h).
 //
 //	vfio viable GROUP        can the group be given away?
-//	vfio hide GROUP ADDRESS  have a device of it open, where no process is seen to
+//	vfio hide GROUP ADDRESS  have a device of it open, where no process is seen to, until killed
 package main
 
 import (
@@ -37,6 +37,7 @@ func main() {
 			fmt.Println(err)
 			os.Exit(1)
 		}
+		fmt.Println("hidden")
 		for { // until it is killed
 			time.Sleep(time.Hour)
 		}
