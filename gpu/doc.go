@@ -3,7 +3,7 @@
 //
 // It promises:
 //
-//   - Looking changes nothing and needs no privilege. A host without a card,
+//   - Looking changes no device and needs no privilege. A host without a card,
 //     without an IOMMU or without a database of names is not an error.
 //   - All checks of all devices come before the first write. A device is
 //     taken with every function of its slot, or not at all.

@@ -62,6 +62,9 @@ func TestQueue(t *testing.T) {
 		t.Errorf("while it is taken: %v, %v", got, err)
 	}
 	leave()
+	if got, err := readByChild(filepath.Join(queue, "not a directory"), 20*time.Second, []string{card}); err != nil || len(got) != 1 {
+		t.Errorf("where there can be no queue: %v, %v", got, err)
+	}
 	if got, err := readByChild(queue, 20*time.Second, []string{other, card}); err != nil || len(got) != 2 {
 		t.Errorf("afterwards: %v, %v", got, err)
 	}
@@ -89,6 +92,22 @@ func TestBlockedIsSeen(t *testing.T) {
 		t.Errorf("%+v", findings)
 	}
 	if _, err := m.Bind(t.Context(), ask(gone, "0000:01:00.0")); err == nil || len(f.writes) > 0 {
+		t.Error(err, f.writes)
+	}
+}
+
+// TestDriverThatStarts has the lock for a while, and Bind waits for it.
+func TestDriverThatStarts(t *testing.T) {
+	f, m := manager(t, cards()...)
+	looks := 0
+	m.Host.Blocked = func(address string) bool {
+		if address != "0000:02:00.0" {
+			return false
+		}
+		looks++
+		return looks == 1
+	}
+	if _, err := m.Bind(t.Context(), ask(gone, "0000:02:00.0")); err != nil || f.driver("0000:02:00.0") != vfioDriver {
 		t.Error(err, f.writes)
 	}
 }

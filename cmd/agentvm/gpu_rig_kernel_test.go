@@ -82,11 +82,7 @@ func rigKernelTree(t *testing.T, tree, debian, program, kernel string) {
 		t.Fatalf("copy QEMU: %v\n%s", err, out)
 	}
 	copyFile(t, program, filepath.Join(tree, "agentvm"))
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(tree, "iommufd"), "./testdata/iommufd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	rigProgram(t, tree, "iommufd")
 	copyFile(t, kernel, filepath.Join(tree, "vmlinux"))
 	copyFile(t, testenv.Initrd(t, debian, gpuRigGuest, ""), filepath.Join(tree, "guest.initrd"))
 	copyFile(t, testenv.Initrd(t, debian, gpuKernelRigGuest, ""), filepath.Join(tree, "parted.initrd"))

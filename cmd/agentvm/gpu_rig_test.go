@@ -151,11 +151,7 @@ func TestGPURig(t *testing.T) {
 	debian, program := rig(t)
 	tree := t.TempDir()
 	copyFile(t, program, filepath.Join(tree, "agentvm"))
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(tree, "vfio"), "./testdata/vfio")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	rigProgram(t, tree, "vfio")
 	said, console := runRig(t, debian, testenv.Initrd(t, debian, gpuRig, tree), "rig=host", 8*time.Minute)
 	const free = "driver virtio-pci, override (null), second , journals "
 	const taken = "driver vfio-pci, override vfio-pci, second vfio-pci, journals 2"
@@ -259,6 +255,16 @@ func rig(t *testing.T) (debian, program string) {
 		t.Fatal(err)
 	}
 	return testenv.Debian13(t), program
+}
+
+// rigProgram builds one of the rig's own programs into a tree.
+func rigProgram(t *testing.T, tree, name string) {
+	t.Helper()
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(tree, name), "./testdata/"+name)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
 }
 
 func copyFile(t *testing.T, from, to string) {
