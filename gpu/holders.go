@@ -61,7 +61,7 @@ func (h Host) nodes(d *Device) (nodes []string) {
 		}
 	}
 	if d.Driver == "nvidia" {
-		if minor := h.nvidiaMinor(d.Address); minor != "" {
+		if minor := h.nvidiaSays(d.Address, "Device Minor"); minor != "" { // of /dev/nvidia0, 1, …
 			nodes = append(nodes, "/dev/nvidia"+minor)
 		} else {
 			nodes = append(nodes, "/dev/nvidia*")
@@ -73,10 +73,10 @@ func (h Host) nodes(d *Device) (nodes []string) {
 	return nodes
 }
 
-// nvidiaMinor asks NVIDIA's driver which of /dev/nvidia0, 1, … a card is.
-func (h Host) nvidiaMinor(address string) string {
+// nvidiaSays is what NVIDIA's driver says of a card, or "".
+func (h Host) nvidiaSays(address, key string) string {
 	for line := range strings.Lines(h.text("/proc/driver/nvidia/gpus", address, "information")) {
-		if value, ok := strings.CutPrefix(line, "Device Minor:"); ok {
+		if value, ok := strings.CutPrefix(line, key+":"); ok {
 			return strings.TrimSpace(value)
 		}
 	}

@@ -117,6 +117,42 @@ func TestInventory(t *testing.T) {
 	}
 }
 
+// TestNames: what the database does not know NVIDIA's driver may, and what neither
+// knows goes by its id.
+func TestNames(t *testing.T) {
+	const database = "10de  NVIDIA Corporation\n\t2335  GH100 [H200 SXM 141GB]\n"
+	for _, tt := range []struct{ name, database, driver, says, want string }{
+		{"the database's", database, "nvidia", "Model: \t\t NVIDIA H200\n", "NVIDIA Corporation GH100 [H200 SXM 141GB]"},
+		{"no database", "", "nvidia", "Model: \t\t NVIDIA H200\nIRQ:   \t\t 41\n", "NVIDIA H200"},
+		{"an older database", "10de  NVIDIA Corporation\n", "nvidia", "Model: \t\t NVIDIA H200\n", "NVIDIA Corporation H200"},
+		{"an older driver", "", "nvidia", "Model: \t\t Tesla K80\n", "NVIDIA Tesla K80"},
+		{"not the first line", "", "nvidia", "Device Minor: \t 0\nModel: \t\t NVIDIA H200", "NVIDIA H200"},
+		{"what could drive a terminal", "", "nvidia", "Model: \t\t NVIDIA\x1b[31m \tH\x07200\n", "NVIDIA NVIDIA[31m H200"},
+		{"the driver does not know", "", "nvidia", "Model: \t\t Unknown\n", "10de:2335"},
+		{"nothing after it", "", "nvidia", "Model: \t\t \nIRQ:   \t\t 41\n", "10de:2335"},
+		{"it says nothing", "", "nvidia", "", "10de:2335"},
+		{"another driver has it", "", vfioDriver, "Model: \t\t NVIDIA H200\n", "10de:2335"},
+	} {
+		f := newFake(t, fakeDevice{address: "0000:00:06.0", id: "10de:2335", class: "0x030200", driver: tt.driver})
+		if tt.database != "" {
+			f.put("/usr/share/misc/pci.ids", tt.database)
+		}
+		f.put("/proc/driver/nvidia/gpus/0000:00:06.0/information", tt.says)
+		inv, err := f.host().Inventory()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := inv.Get("0000:00:06.0")
+		if d.Title() != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, d.Title(), tt.want)
+		}
+		found, err := Select(inv, "h200", nil)
+		if known := strings.Contains(tt.want, "H200"); known != (err == nil) || known && found[0] != d {
+			t.Errorf("%s: h200 selects %v, %v", tt.name, found, err)
+		}
+	}
+}
+
 func codes(findings []Finding, s Severity) (codes []string) {
 	for _, f := range findings {
 		if f.Severity == s {

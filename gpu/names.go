@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
@@ -11,9 +12,19 @@ import (
 // nameFiles are where distributions keep the database of PCI ids.
 var nameFiles = []string{"/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids"}
 
-// nameDevices gives devices the names of the distribution's database. Names
-// are a courtesy: without a database, or a readable one, there are none.
+// nameDevices gives devices the names of the distribution's database, and those
+// that it does not know what their driver calls them. Names are a courtesy:
+// there may be none.
 func (h Host) nameDevices(devices []*Device) {
+	h.nameByDatabase(devices)
+	for _, d := range devices {
+		if d.Name == "" && d.Driver == "nvidia" {
+			h.nameByNVIDIA(d)
+		}
+	}
+}
+
+func (h Host) nameByDatabase(devices []*Device) {
 	for _, path := range nameFiles {
 		path = h.at(path)
 		// The library looks elsewhere, even in the network, for a file that is not there.
@@ -34,4 +45,15 @@ func (h Host) nameDevices(devices []*Device) {
 		}
 		return
 	}
+}
+
+// nameByNVIDIA gives a card the name that NVIDIA's driver has for it, which newer
+// drivers begin with the vendor's.
+func (h Host) nameByNVIDIA(d *Device) {
+	model := strings.TrimSpace(printable(h.nvidiaSays(d.Address, "Model")))
+	if model == "" || model == "Unknown" { // as the driver calls what it does not know
+		return
+	}
+	d.VendorName = cmp.Or(d.VendorName, "NVIDIA")
+	d.Name = strings.TrimPrefix(model, "NVIDIA ")
 }
