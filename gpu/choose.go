@@ -103,7 +103,7 @@ func (c *chooser) choose(w Want) ([]*Device, error) {
 		return nil, reasons[0]
 	default:
 		err := fmt.Errorf("%d of %d devices that %q names are free:\n%w", len(found), len(found)+len(reasons), w.Use, errors.Join(reasons...))
-		return nil, vm.WithHint(vm.Classify(vm.ErrHost, err), cmp.Or(vm.Hint(reasons[0]), "agentvm gpu check"))
+		return nil, vm.WithHint(vm.Classify(vm.ErrHost, err), hintOf(reasons))
 	}
 }
 
@@ -112,10 +112,9 @@ func (c *chooser) candidates(w Want) ([]*Device, error) {
 	if strings.ToLower(w.Use) != Auto {
 		return Select(c.inv, w.Use, nil) // also what is taken, to say who has it
 	}
-	list := c.inv.GPUs()
-	list = slices.DeleteFunc(list, (*Device).IsSwitch)
+	list := c.inv.Cards()
 	if len(list) == 0 {
-		return nil, vm.WithHint(vm.Classify(vm.ErrNotFound, errors.New("this host has no card")), "agentvm gpu ls lists what it has")
+		return nil, noCard()
 	}
 	return list, nil
 }

@@ -82,6 +82,11 @@ func TestChoose(t *testing.T) {
 		{"none of the name", []Want{{Use: "mi300"}}, NoNode, "", nil, "no device of this host", vm.ErrNotFound},
 		{"no such part of a card", []Want{{Use: "00000000-f1bb-47f0-914d-32a22e3a8804"}}, NoNode, "", nil, "this host has no mediated device", vm.ErrNotFound},
 		{"no IOMMU", []Want{{Use: "02:00.0"}}, NoNode, "", func(inv *Inventory) { inv.IOMMU = false }, "0000:02:00.0 cannot be taken: the host has no IOMMU groups", vm.ErrHost},
+		{"auto, and all in use", []Want{{Use: "auto"}}, NoNode, "0000:03:00.0", func(inv *Inventory) {
+			for _, d := range inv.Devices {
+				held(d.Address)(inv)
+			}
+		}, "0 of 4 devices that \"auto\" names are free:\n0000:02:00.0 cannot be taken: it is in use by train.py (process 7, /dev/nvidia0)\n0000:03:00.0 is taken already, by web\n", vm.ErrHost},
 		{"a group of two", []Want{{Use: "02:00.0"}}, NoNode, "", oneGroup, "0000:02:00.0 cannot be taken: IOMMU group", vm.ErrHost},
 		{"a group of two, both", []Want{{Use: "02:00.0"}, {Use: "03:00.0"}}, NoNode, "", oneGroup, "0000:02:00.0 0000:03:00.0", nil},
 	} {

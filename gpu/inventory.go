@@ -120,6 +120,9 @@ func (inv *Inventory) GPUs() (list []*Device) {
 	return list
 }
 
+// Cards are the GPUs without the switches between them.
+func (inv *Inventory) Cards() []*Device { return slices.DeleteFunc(inv.GPUs(), (*Device).IsSwitch) }
+
 // Get finds a function by its full address.
 func (inv *Inventory) Get(address string) *Device {
 	for _, d := range inv.Devices {

@@ -251,11 +251,47 @@ func TestSelect(t *testing.T) {
 			t.Errorf("%q: %v, %v", wanted, found, err)
 		}
 	}
-	for _, d := range inv.Devices {
-		d.Holders = []Holder{{1, "x", "/dev/nvidia0", ""}}
-	}
-	if found, err := Select(inv, Auto, nil); !errors.Is(err, vm.ErrNotFound) || vm.Hint(err) == "" {
-		t.Error(found, err)
+}
+
+// TestAutoSaysWhy: where none is free auto says what is in the way of each card,
+// and what to do where that is the same for all.
+func TestAutoSaysWhy(t *testing.T) {
+	const refused, each = "no card of this host is free", "agentvm gpu check says what to do about each"
+	one := func(inv *Inventory) { inv.Devices = []*Device{inv.Get("0000:02:00.0")} }
+	for _, tt := range []struct {
+		name       string
+		change     func(*Inventory)
+		taken      string
+		want, hint string
+	}{
+		{"no IOMMU", func(inv *Inventory) { one(inv); inv.IOMMU = false }, "", refused + ": 0000:02:00.0 cannot be taken: the host has no IOMMU groups; without an IOMMU a device reaches all of the host's memory",
+			"switch the IOMMU (VT-d or AMD-Vi) on in the firmware's setup, add intel_iommu=on or amd_iommu=on to the kernel's command line, and boot again"},
+		{"taken", one, "0000:02:00.0", refused + ": 0000:02:00.0 is taken already, by web", "agentvm stop web"},
+		{"one group", func(inv *Inventory) { one(inv); inv.Devices[0].Members = []string{"0000:02:00.0", "0000:09:00.0"} }, "",
+			refused + ": 0000:02:00.0 cannot be taken: IOMMU group 02 holds other devices too: 0000:09:00.0", "name them all in one bind where they can all be spared, or move the card to another slot; ACS in the firmware's setup makes groups smaller"},
+		{"several cards", func(inv *Inventory) {
+			for _, d := range inv.Devices {
+				d.Holders = []Holder{{7, "train.py", "/dev/nvidia0", ""}}
+			}
+			inv.Get("0000:03:00.0").BootVGA = true
+		}, "0000:04:00.0", refused + ":\n" +
+			"0000:01:00.0 cannot be taken: it is in use by train.py (process 7, /dev/nvidia0)\n" +
+			"0000:02:00.0 cannot be taken: it is in use by train.py (process 7, /dev/nvidia0)\n" +
+			"0000:03:00.0 cannot be taken: the host booted with this card as its display\n" +
+			"0000:04:00.0 is taken already, by web", each},
+		{"no module, for all", func(inv *Inventory) { inv.VFIOLoaded = false }, "", refused + ":\n" +
+			"0000:01:00.0 cannot be taken: the driver vfio-pci is not loaded\n" +
+			"0000:02:00.0 cannot be taken: the driver vfio-pci is not loaded\n" +
+			"0000:03:00.0 cannot be taken: the driver vfio-pci is not loaded\n" +
+			"0000:04:00.0 cannot be taken: the driver vfio-pci is not loaded", "sudo modprobe vfio-pci"},
+		{"a switch alone", func(inv *Inventory) { inv.Devices = []*Device{inv.Get("0000:05:00.0")} }, "", "this host has no card", "agentvm gpu ls lists what it has"},
+	} {
+		inv := board()
+		tt.change(inv)
+		found, err := Select(inv, Auto, map[string]Claim{tt.taken: {Owner: "web"}})
+		if !errors.Is(err, vm.ErrNotFound) || err.Error() != tt.want || vm.Hint(err) != tt.hint {
+			t.Errorf("%s: %v, %v\nhint: %s", tt.name, found, err, vm.Hint(err))
+		}
 	}
 }
 

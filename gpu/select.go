@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"regexp"
@@ -11,6 +12,9 @@ import (
 
 // Auto selects the best card that is free.
 const Auto = "auto"
+
+// ErrNoneFree is that something is in the way of every card that auto could mean.
+var ErrNoneFree = errors.New("no card of this host is free")
 
 var (
 	addressPattern = regexp.MustCompile(`^([0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
@@ -86,19 +90,54 @@ func untaken(inv *Inventory, list []*Device, taken map[string]Claim) (free []*De
 // selectAuto takes, of the cards that nothing speaks against, one that shows
 // no picture before one that does, and the one with the most memory.
 func selectAuto(inv *Inventory, taken map[string]Claim) ([]*Device, error) {
+	cards := inv.Cards()
+	if len(cards) == 0 {
+		return nil, noCard()
+	}
 	var best *Device
-	for _, d := range inv.GPUs() {
-		if d.IsSwitch() || inTheWay(Check(inv, d, taken)) != nil {
-			continue
-		}
-		if best == nil || better(d, best) {
+	var reasons []error
+	for _, d := range cards {
+		if err := inv.inTheWayOf(d, taken); err != nil {
+			reasons = append(reasons, err)
+		} else if best == nil || better(d, best) {
 			best = d
 		}
 	}
-	if best == nil {
-		return nil, vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("no card of this host is free")), "agentvm gpu check says what is in the way of each")
+	if best != nil {
+		return []*Device{best}, nil
 	}
-	return []*Device{best}, nil
+	text := ": " + reasons[0].Error()
+	if len(reasons) > 1 {
+		text = ":\n" + errors.Join(reasons...).Error()
+	}
+	return nil, vm.WithHint(vm.Classify(vm.ErrNotFound, fmt.Errorf("%w%s", ErrNoneFree, text)), hintOf(reasons))
+}
+
+// noCard is that there is nothing that auto could mean.
+func noCard() error {
+	return vm.WithHint(vm.Classify(vm.ErrNotFound, errors.New("this host has no card")), "agentvm gpu ls lists what it has")
+}
+
+// inTheWayOf refuses a device that is taken or has a problem.
+func (inv *Inventory) inTheWayOf(d *Device, taken map[string]Claim) error {
+	if f := inv.takenOf(d, taken); f != nil {
+		return takenAlready(f.Address, taken[f.Address])
+	}
+	if f := inTheWay(Check(inv, d, nil)); f != nil {
+		return refusal(d.Address, *f)
+	}
+	return nil
+}
+
+// hintOf is what to do about all of several reasons.
+func hintOf(reasons []error) string {
+	hint := vm.Hint(reasons[0])
+	for _, err := range reasons {
+		if vm.Hint(err) != hint {
+			return "agentvm gpu check says what to do about each"
+		}
+	}
+	return hint
 }
 
 func better(a, b *Device) bool {

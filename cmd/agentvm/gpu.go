@@ -62,8 +62,9 @@ func (a *app) gpuCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check [DEVICE]", Short: "Say whether a card can be taken, and what is in the way",
 		Long: `Say whether a card can be taken from the host, what is in the way and what to do about
-it; without DEVICE of every card and mediated device. It changes nothing. The exit code
-is 3 when something is in the way of one.`,
+it; without DEVICE of every card and mediated device, and of every card where auto finds
+none that is free. It changes nothing. The exit code is 3 when something is in the way of
+one, and 4 when auto finds none.`,
 		Args: usageArgs(cobra.MaximumNArgs(1)), ValidArgsFunction: a.completeGPUs,
 		RunE: func(_ *cobra.Command, args []string) error {
 			m, inv, err := a.gpus()
@@ -71,11 +72,15 @@ is 3 when something is in the way of one.`,
 				return err
 			}
 			views, err := checkGPUs(inv, a.takenGPUs(m), args)
-			if err != nil {
+			noneFree := errors.Is(err, gpu.ErrNoneFree)
+			if err != nil && !noneFree {
 				return err
 			}
 			if err := a.showGPUChecks(views); err != nil {
 				return err
+			}
+			if noneFree { // for reasons that are said
+				return vm.Classify(vm.ErrNotFound, gpu.ErrNoneFree)
 			}
 			bad := 0
 			for _, v := range views {
@@ -94,7 +99,8 @@ is 3 when something is in the way of one.`,
 }
 
 // checkGPUs checks what the first of args, if any, names, else every card and
-// every mediated device.
+// every mediated device. Where auto is named and none is free it fails with
+// gpu.ErrNoneFree, and has checked every card.
 func checkGPUs(inv *gpu.Inventory, taken map[string]gpu.Claim, args []string) (views []gpuCheckView, err error) {
 	devices, parts := inv.GPUs(), inv.Mediated
 	if len(args) > 0 {
@@ -105,7 +111,9 @@ func checkGPUs(inv *gpu.Inventory, taken map[string]gpu.Claim, args []string) (v
 				return nil, err
 			}
 			parts = append(parts, m)
-		} else if devices, err = gpu.Select(inv, args[0], taken); err != nil {
+		} else if devices, err = gpu.Select(inv, args[0], taken); errors.Is(err, gpu.ErrNoneFree) {
+			devices = inv.Cards()
+		} else if err != nil {
 			return nil, err
 		}
 	}
@@ -127,7 +135,7 @@ func checkGPUs(inv *gpu.Inventory, taken map[string]gpu.Claim, args []string) (v
 	for i, v := range views {
 		views[i].Free = !slices.ContainsFunc(v.Findings, func(f gpu.Finding) bool { return f.Severity == gpu.Problem })
 	}
-	return views, nil
+	return views, err
 }
 
 func (a *app) showGPUChecks(views []gpuCheckView) error {

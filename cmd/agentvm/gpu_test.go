@@ -204,6 +204,34 @@ func TestGPUCheckAndBindRefuse(t *testing.T) {
 	}
 }
 
+// TestGPUAutoSaysWhy: where no card is free check says of each what is in the way,
+// as it does without auto, and bind refuses with that.
+func TestGPUAutoSaysWhy(t *testing.T) {
+	a, stdout, _ := cardHost(t)
+	for _, more := range [][]string{nil, {"--json"}} {
+		stdout.Reset()
+		err := a.run(append([]string{"gpu", "check"}, more...)...)
+		all := stdout.String()
+		if exitCode(err) != exitHost || !strings.Contains(all, "no IOMMU groups") {
+			t.Error(err, all)
+		}
+		stdout.Reset()
+		err = a.run(append([]string{"gpu", "check", "AUTO"}, more...)...)
+		if exitCode(err) != exitNotFound || err.Error() != "no card of this host is free" || stdout.String() != all {
+			t.Errorf("%v: %v\n%s", more, err, stdout)
+		}
+	}
+	err := a.run("gpu", "bind", "auto")
+	if want := "no card of this host is free: 0000:3b:00.0 cannot be taken: the host has no IOMMU groups"; exitCode(err) != exitNotFound || !strings.HasPrefix(err.Error(), want) || !strings.Contains(vm.Hint(err), "iommu=on") {
+		t.Error(err, vm.Hint(err))
+	}
+	a.gpuRoot = t.TempDir()
+	stdout.Reset()
+	if err := a.run("gpu", "check", "auto"); exitCode(err) != exitNotFound || err.Error() != "this host has no card" || stdout.Len() > 0 {
+		t.Error(err, stdout)
+	}
+}
+
 // TestDoctorTellsOfCardsLeftBehind: whatever home the one who took them had.
 func TestDoctorTellsOfCardsLeftBehind(t *testing.T) {
 	a, _, _ := cardHost(t)
