@@ -199,7 +199,7 @@ func checkKind(inv *Inventory, d *Device, unit []*Device) (findings []Finding) {
 	if d.Variant != "" && !isVFIO(d.Driver) {
 		add(VariantDriver, Warning, "the kernel has a VFIO driver made for it, "+d.Variant+", which takes it instead of vfio-pci where it can be loaded", "")
 	}
-	if inv.User != 0 && len(d.Nodes) > 0 {
+	if d.Hidden {
 		add(HoldersHidden, Warning, "only your own processes were looked at for open files of it", "sudo agentvm gpu check "+d.Address)
 	}
 	return findings

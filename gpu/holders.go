@@ -128,6 +128,16 @@ func (h Host) findHolders(inv *Inventory) {
 	}
 }
 
+// hideHolders notes what nobody but root can know all holders of.
+func (inv *Inventory) hideHolders() {
+	for _, d := range inv.Devices {
+		d.Hidden = inv.User != 0 && len(d.Nodes) > 0
+	}
+	for _, m := range inv.Mediated {
+		m.Hidden = inv.User != 0 && len(m.Nodes) > 0
+	}
+}
+
 // servicePattern is a service of the host, not of a user's session, as the name of
 // its control group in either hierarchy.
 var servicePattern = regexp.MustCompile(`^[0-9]+:(?:|name=systemd):/system\.slice/(?:[^/]+\.slice/)*([A-Za-z0-9:_.@\\-]+\.service)$`)

@@ -43,9 +43,10 @@ type Device struct {
 	NumVFs      int      `json:"sriovNumVFs,omitempty"`
 	TotalVFs    int      `json:"sriovTotalVFs,omitempty"`
 	MdevTypes   []string `json:"mdevTypes,omitempty"`
-	Mediated    []string `json:"mediated,omitempty"` // UUIDs of the mediated devices that it gives away
-	Nodes       []string `json:"nodes,omitempty"`    // of /dev
-	Holders     []Holder `json:"holders,omitempty"`  // who has a node open
+	Mediated    []string `json:"mediated,omitempty"`      // UUIDs of the mediated devices that it gives away
+	Nodes       []string `json:"nodes,omitempty"`         // of /dev
+	Holders     []Holder `json:"holders,omitempty"`       // who has a node open
+	Hidden      bool     `json:"holdersHidden,omitempty"` // others may have, whose open files only root sees
 	Bridge      bool     `json:"bridge,omitempty"`
 	Blocked     bool     `json:"blocked,omitempty"` // a driver starts, or does not let it go; override and virtual functions cannot be read
 }
@@ -186,6 +187,7 @@ func (h Host) Inventory() (*Inventory, error) {
 	gpus := inv.GPUs()
 	h.nameDevices(gpus)
 	h.findHolders(inv)
+	inv.hideHolders()
 	return inv, nil
 }
 

@@ -3,6 +3,7 @@ package gpu
 import (
 	"errors"
 	"math"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -194,7 +195,10 @@ func TestCheck(t *testing.T) {
 		{"MIG", func(_ *Inventory, c, _, _ *Device) { c.Class, c.Driver = 0x030200, "nvidia" }, nil, []string{MIG}},
 		{"vGPU", func(_ *Inventory, c, _, _ *Device) { c.TotalVFs = 20 }, nil, []string{VGPU}},
 		{"variant", func(_ *Inventory, c, _, _ *Device) { c.Variant = "nvgrace_gpu_vfio_pci" }, nil, []string{VariantDriver}},
-		{"ordinary user", func(inv *Inventory, c, _, _ *Device) { inv.User, c.Nodes = 1000, []string{"/dev/nvidia0"} }, nil, []string{HoldersHidden}},
+		{"ordinary user", func(inv *Inventory, c, _, _ *Device) {
+			inv.User, c.Nodes = 1000, []string{"/dev/nvidia0"}
+			inv.hideHolders()
+		}, nil, []string{HoldersHidden}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			members := []string{"0000:00:01.0", "0000:01:00.0", "0000:01:00.1"}
@@ -291,6 +295,34 @@ func TestAutoSaysWhy(t *testing.T) {
 		found, err := Select(inv, Auto, map[string]Claim{tt.taken: {Owner: "web"}})
 		if !errors.Is(err, vm.ErrNotFound) || err.Error() != tt.want || vm.Hint(err) != tt.hint {
 			t.Errorf("%s: %v, %v\nhint: %s", tt.name, found, err, vm.Hint(err))
+		}
+	}
+}
+
+// TestHiddenHolders: an ordinary user cannot know who has a node open, and nobody
+// has open what has no node.
+func TestHiddenHolders(t *testing.T) {
+	f := newFake(t, fakeDevice{address: "0000:01:00.0", id: "10de:2335", class: "0x030200", driver: "nvidia"}, fakeDevice{address: "0000:02:00.0", id: "10de:2335", class: "0x030200"})
+	f.mediate(vgpu, "0000:01:00.0", "77")
+	inv, err := f.host().Inventory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	card, bare, part := inv.Devices[0], inv.Devices[1], inv.Mediated[0]
+	if inv.User != os.Geteuid() || card.Hidden != (inv.User != 0) {
+		t.Errorf("%d: %v", inv.User, card.Hidden)
+	}
+	for user, hidden := range map[int]bool{0: false, 1000: true} {
+		inv.User = user
+		inv.hideHolders()
+		told := func(list []Finding) bool {
+			return slices.ContainsFunc(list, func(f Finding) bool { return f.Code == HoldersHidden })
+		}
+		if card.Hidden != hidden || part.Hidden != hidden || bare.Hidden {
+			t.Error(user, card.Hidden, part.Hidden, bare.Hidden)
+		}
+		if told(Check(inv, card, nil)) != hidden || told(CheckMediated(inv, part, nil)) != hidden || told(Check(inv, bare, nil)) {
+			t.Error(user, "check says otherwise")
 		}
 	}
 }

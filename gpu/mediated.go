@@ -18,10 +18,11 @@ type Mdev struct {
 	UUID    string   `json:"uuid"`
 	Type    string   `json:"type"`
 	Group   string   `json:"group,omitempty"`
-	Driver  string   `json:"driver,omitempty"`  // that has it; a VFIO driver
-	Card    *Device  `json:"-"`                 // whose part it is; nil where that is no PCI device
-	Nodes   []string `json:"nodes,omitempty"`   // of /dev
-	Holders []Holder `json:"holders,omitempty"` // who has a node open
+	Driver  string   `json:"driver,omitempty"`        // that has it; a VFIO driver
+	Card    *Device  `json:"-"`                       // whose part it is; nil where that is no PCI device
+	Nodes   []string `json:"nodes,omitempty"`         // of /dev
+	Holders []Holder `json:"holders,omitempty"`       // who has a node open
+	Hidden  bool     `json:"holdersHidden,omitempty"` // as a card's
 }
 
 // mdevDevices is where the kernel lists mediated devices.
@@ -104,7 +105,7 @@ func CheckMediated(inv *Inventory, m *Mdev, taken map[string]Claim) (findings []
 		problem(Held, "it is in use by "+holders(m.Holders), stopHolders(m.Holders))
 	}
 	findings = append(findings, checkMemlock(inv)...)
-	if inv.User != 0 && len(m.Nodes) > 0 {
+	if m.Hidden {
 		findings = append(findings, Finding{Code: HoldersHidden, Severity: Warning, Device: m.UUID, Detail: "only your own processes were looked at for open files of it", Fix: "sudo agentvm gpu check " + m.UUID})
 	}
 	return findings

@@ -30,7 +30,7 @@ func TestMediatedInventory(t *testing.T) {
 		t.Fatal(inv, err)
 	}
 	want := &Mdev{UUID: vgpu, Type: "GRID T4-2Q", Group: "77", Driver: "nvidia-vgpu-vfio", Card: inv.Get("0000:02:00.0"), Nodes: []string{"/dev/vfio/77", "/dev/vfio/devices/vfio77"},
-		Holders: []Holder{{77, "qemu-system-x86", "/dev/vfio/devices/vfio77", ""}}}
+		Holders: []Holder{{77, "qemu-system-x86", "/dev/vfio/devices/vfio77", ""}}, Hidden: os.Geteuid() != 0}
 	if diff := cmp.Diff(want, inv.Mediated[0]); diff != "" || want.Card == nil {
 		t.Error(diff)
 	}

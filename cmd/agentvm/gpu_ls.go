@@ -100,17 +100,31 @@ func (a *app) showGPUs(views []gpuView, parts []mdevView, wide bool) error {
 		fmt.Fprintln(w, strings.Join(slices.Concat(columns[:last], more, columns[last:]), "\t"))
 	}
 	line([]string{"CLASS", "NUMA", "LINK", "RESET", "VFS"}, "DEVICE", "ID", "NAME", "DRIVER", "GROUP", "BAR", "USED BY")
+	unknown := false
+	usedBy := func(taken *gpu.Journal, holders []gpu.Holder, hidden bool) string {
+		who := cardUsedBy(taken, holders)
+		if who == "" && hidden {
+			unknown, who = true, "?"
+		}
+		return who
+	}
 	for _, v := range views {
-		line(v.more(), v.Address, v.ID(), v.Title(), v.Driver, v.Group, units.BytesSize(float64(v.Memory())), v.usedBy())
+		line(v.more(), v.Address, v.ID(), v.Title(), v.Driver, v.Group, units.BytesSize(float64(v.Memory())), usedBy(v.Taken, v.Holders, v.Hidden))
 	}
 	for _, p := range parts {
 		id := ""
 		if p.Mdev.Card != nil {
 			id = p.Mdev.Card.ID()
 		}
-		line([]string{"-", "-", "-", "-", "-"}, p.UUID, id, p.Type, p.Driver, p.Group, "", cardUsedBy(p.Taken, p.Holders))
+		line([]string{"-", "-", "-", "-", "-"}, p.UUID, id, p.Type, p.Driver, p.Group, "", usedBy(p.Taken, p.Holders, p.Hidden))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if unknown {
+		a.noteLine("?: only your own processes were looked at; sudo agentvm gpu ls looks at all")
+	}
+	return nil
 }
 
 // more are the columns that only a wide list has.
@@ -127,8 +141,6 @@ func (v gpuView) more() []string {
 	}
 	return []string{fmt.Sprintf("%06x", v.Class), numa, link, orDash(strings.ReplaceAll(v.ResetMethod, " ", ",")), vfs}
 }
-
-func (v gpuView) usedBy() string { return cardUsedBy(v.Taken, v.Holders) }
 
 func cardUsedBy(taken *gpu.Journal, holders []gpu.Holder) string {
 	var who []string

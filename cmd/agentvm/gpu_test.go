@@ -64,6 +64,39 @@ func TestGPULs(t *testing.T) {
 	}
 }
 
+// TestGPULsHidden: ls does not say that nobody uses a card where it cannot know.
+func TestGPULsHidden(t *testing.T) {
+	const uuid, note = "c2177883-f1bb-47f0-914d-32a22e3a8804", "agentvm: ?: only your own processes were looked at; sudo agentvm gpu ls looks at all\n"
+	mine := []gpu.Holder{{PID: 7, Command: "train.py", Path: "/dev/nvidia0"}}
+	for _, tt := range []struct {
+		name         string
+		card, part   bool // who has them open is not known
+		holders      []gpu.Holder
+		taken        *gpu.Journal
+		usedBy, note string
+	}{
+		{"root", false, false, nil, nil, "- -", ""},
+		{"not known", true, true, nil, nil, "? ?", note},
+		{"of a part", false, true, nil, nil, "- ?", note},
+		{"one's own", true, false, mine, nil, "train.py (7) -", ""},
+		{"a machine's", true, false, nil, &gpu.Journal{Owner: gpu.Owner{Name: "web"}}, "web -", ""},
+	} {
+		stdout, stderr := new(bytes.Buffer), new(bytes.Buffer)
+		a := &app{stdout: stdout, stderr: stderr}
+		err := a.showGPUs([]gpuView{{&gpu.Device{Address: "0000:3b:00.0", Hidden: tt.card, Holders: tt.holders}, tt.taken}}, []mdevView{{Mdev: &gpu.Mdev{UUID: uuid, Type: "T4", Hidden: tt.part}}}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := func(begins string) string { // the last column
+			columns := strings.Split(strings.TrimSpace(lineOf(stdout.String(), begins)), "  ")
+			return strings.TrimSpace(columns[len(columns)-1])
+		}
+		if got := last("0000:3b:00.0") + " " + last(uuid); got != tt.usedBy || stderr.String() != tt.note {
+			t.Errorf("%s: %q, %q\n%s", tt.name, got, stderr, stdout)
+		}
+	}
+}
+
 // lineOf is the line of a text that begins so.
 func lineOf(text, begins string) string {
 	for line := range strings.Lines(text) {
@@ -112,6 +145,9 @@ func TestGPUMediated(t *testing.T) {
 		t.Fatal(err, stdout)
 	}
 	part77 := map[string]any{"uuid": uuid, "type": "GRID T4-2Q", "driver": "nvidia-vgpu-vfio", "group": "77", "card": "0000:3b:00.0", "nodes": []any{"/dev/vfio/77"}}
+	if os.Geteuid() != 0 {
+		part77["holdersHidden"] = true
+	}
 	if diff := cmp.Diff(part77, rows[1]); diff != "" || rows[0]["address"] != "0000:3b:00.0" {
 		t.Error(diff, rows[0])
 	}
