@@ -29,6 +29,13 @@ var (
 		"0x0000084000000000 0x0000085fffffffff 0x000000000014220c",
 		"0x0000000000000000 0x0000000000000000 0x0000000000000000",
 		"0x0000088040000000 0x0000088041ffffff 0x000000000014220c")
+	// H200 SXM, in a machine that has it and no IOMMU, as its sysfs shows it.
+	h200 = resourceLines(
+		"0x0000104002000000 0x0000104002ffffff 0x000000000014220c",
+		"0x0000000000000000 0x0000000000000000 0x0000000000000000",
+		"0x0000100000000000 0x0000103fffffffff 0x000000000014220c",
+		"0x0000000000000000 0x0000000000000000 0x0000000000000000",
+		"0x0000104000000000 0x0000104001ffffff 0x000000000014220c")
 	// Quadro RTX 8000, with I/O ports and a ROM, by lspci:
 	// github.com/geerlingguy/raspberry-pi-pcie-devices/issues/480
 	rtx8000 = strings.Join([]string{
@@ -50,6 +57,7 @@ func TestBARsOfRealCards(t *testing.T) {
 	}{
 		{"A100", a100, []BAR{{Index: 0, Size: 16 * mib}, {Index: 1, Size: 64 * gib, Bits64: true, Prefetchable: true}, {Index: 3, Size: 32 * mib, Bits64: true, Prefetchable: true}}},
 		{"H100", h100, []BAR{{Index: 0, Size: 16 * mib, Bits64: true, Prefetchable: true}, {Index: 2, Size: 128 * gib, Bits64: true, Prefetchable: true}, {Index: 4, Size: 32 * mib, Bits64: true, Prefetchable: true}}},
+		{"H200", h200, []BAR{{Index: 0, Size: 16 * mib, Bits64: true, Prefetchable: true}, {Index: 2, Size: 256 * gib, Bits64: true, Prefetchable: true}, {Index: 4, Size: 32 * mib, Bits64: true, Prefetchable: true}}},
 		{"RTX 8000", rtx8000, []BAR{{Index: 0, Size: 16 * mib}, {Index: 1, Size: 256 * mib, Bits64: true, Prefetchable: true}, {Index: 3, Size: 32 * mib, Bits64: true, Prefetchable: true},
 			{Index: 5, Size: 128, IO: true}, {Index: 6, Size: 512 << 10, Prefetchable: true}}},
 		{"nothing", resourceLines(), nil},
@@ -70,7 +78,7 @@ func TestBARsOfRealCards(t *testing.T) {
 }
 
 func FuzzBARs(f *testing.F) {
-	for _, seed := range []string{a100, h100, rtx8000, "", "0x2 0x1 0x200"} {
+	for _, seed := range []string{a100, h100, h200, rtx8000, "", "0x2 0x1 0x200"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -115,6 +123,49 @@ func TestInventory(t *testing.T) {
 	empty, err := Host{Root: t.TempDir()}.Inventory()
 	if err != nil || len(empty.Devices) > 0 || empty.IOMMU {
 		t.Error(empty, err)
+	}
+}
+
+// TestWithoutIOMMU: all that is known of a real card, in a virtual machine that has
+// it without an IOMMU, without VFIO and without a database of names.
+func TestWithoutIOMMU(t *testing.T) {
+	const address = "0000:00:06.0"
+	f := newFake(t, fakeDevice{address: address, id: "10de:2335", class: "0x030200", driver: "nvidia", files: map[string]string{
+		"resource": h200, "numa_node": "-1\n", "reset_method": "flr\n", "subsystem_vendor": "0x10de\n", "subsystem_device": "0x18bf\n", "revision": "0xa1\n", "power_state": "D0\n",
+		"modalias": "pci:v000010DEd00002335sv000010DEsd000018BFbc03sc02i00\n", "current_link_speed": "32.0 GT/s PCIe\n", "current_link_width": "16\n"}},
+		fakeDevice{address: "0000:00:00.0", id: "8086:0d57", class: "0x060000"}, fakeDevice{address: "0000:00:01.0", id: "1af4:1042", class: "0x018000", driver: "virtio-pci"})
+	f.must(os.Remove(f.at(pciDrivers, vfioDriver)))
+	f.put("/proc/driver/nvidia/gpus/"+address+"/information", "Model: \t\t NVIDIA H200\nIRQ:   \t\t 41\nBus Type: \t PCIe\nBus Location: \t 0000:00:06.0\nDevice Minor: \t 0\nGPU Excluded:\t No\n")
+	f.put("/proc/765/comm", "python3\n")
+	f.symlink("/dev/nvidia0", "/proc/765/fd/3")
+	inv, err := f.host().Inventory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Device{Address: address, Vendor: nvidia, Device: 0x2335, Subsystem: "10de:18bf", Class: 0x030200, Revision: 0xa1, VendorName: "NVIDIA", Name: "H200",
+		Modalias: "pci:v000010DEd00002335sv000010DEsd000018BFbc03sc02i00", Driver: "nvidia", PowerState: "D0", ResetMethod: "flr", NUMANode: NoNode, LinkSpeed: "32.0 GT/s PCIe", LinkWidth: "16",
+		BARs:  []BAR{{Index: 0, Size: 16 << 20, Bits64: true, Prefetchable: true}, {Index: 2, Size: 256 << 30, Bits64: true, Prefetchable: true}, {Index: 4, Size: 32 << 20, Bits64: true, Prefetchable: true}},
+		Nodes: []string{"/dev/nvidia0"}, Holders: []Holder{{765, "python3", "/dev/nvidia0", ""}}, Hidden: os.Geteuid() != 0}
+	cards := inv.GPUs()
+	if diff := cmp.Diff([]*Device{want}, cards); diff != "" {
+		t.Fatal(diff)
+	}
+	if inv.IOMMU || inv.VFIOLoaded || inv.VFIOAvailable || len(inv.Devices) != 3 {
+		t.Errorf("%+v", inv)
+	}
+	findings := Check(inv, cards[0], nil)
+	if diff := cmp.Diff([]string{NoIOMMU, NoVFIO, Held}, codes(findings, Problem)); diff != "" {
+		t.Error(diff)
+	}
+	if warnings := codes(findings, Warning); !slices.Contains(warnings, MIG) || os.Geteuid() == 0 && len(warnings) > 1 {
+		t.Error(warnings)
+	}
+	if _, err := Choose(inv, []Want{{Use: "h200"}}, NoNode, nil); err == nil || !strings.HasPrefix(err.Error(), address+" cannot be taken: the host has no IOMMU groups") {
+		t.Error(err)
+	}
+	// On a host with an IOMMU the guest would have a window of twice its memory.
+	if s := inv.slot(cards[0], ""); s.Window() != 512<<30 || s.ForLater().Window() != 512<<30+48<<20 {
+		t.Error(s.Window(), s.ForLater().Window())
 	}
 }
 

@@ -147,6 +147,7 @@ func TestRoomForDevices(t *testing.T) {
 	}{
 		{"turing", []vm.Slot{turing}, 512 * mib, gib},
 		{"a100", []vm.Slot{a100}, 128 * gib, 256 * gib}, // 32 MiB more than 64 GiB
+		{"h200", h200s()[:1], 512 * gib, 1024 * gib},    // 48 MiB more than 256 GiB
 		{"h200s", h200s(), 512 * gib, 9*512*gib + 4*32*mib},
 		{"no 64-bit region", []vm.Slot{card("0000:01:00.0", plain32(mib))}, 0, 0},
 		{"mdev", []vm.Slot{mdev}, 0, 0},

@@ -44,8 +44,8 @@ var (
 )
 
 // H200s is a whole board, by the addresses of
-// github.com/bigstack-oss/cubecos/issues/259: eight cards, whose 141 GB make their
-// largest BAR one of 256 GiB and the others like H100's, and the NVSwitches.
+// github.com/bigstack-oss/cubecos/issues/259: eight cards, with the BARs that one
+// shows (h200 in the tests of gpu), and the NVSwitches.
 func H200s() (slots []vm.Slot) {
 	for _, bus := range []string{"18", "2a", "3a", "5d", "9a", "ab", "ba", "db"} {
 		slots = append(slots, Card("0000:"+bus+":00.0", pref(16*mib), pref(256*gib), pref(32*mib)))
