@@ -26,7 +26,7 @@ VERSION  := $(patsubst v%,%,$(shell git describe --tags --dirty --match 'v[0-9]*
 LDFLAGS  := $(if $(VERSION),-ldflags '-X main.version=$(VERSION)')
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-demo deps-test build install demo test test-unit test-user test-gpu test-gpu-kernel lint bench completion clean
+.PHONY: help deps deps-demo deps-test guest build install demo test test-unit test-user test-gpu test-gpu-kernel lint bench completion clean
 
 help: ## say what can be made
 	@echo 'usage: make TARGET'
@@ -45,7 +45,12 @@ deps-demo:
 deps-test:
 	@.ci/deps run build test
 
-build: ## build bin/agentvm
+# Part of the image recipe, and so of agentvm. The same source makes the same
+# file, whatever built it: images are named by what is in them.
+guest: ## build the program that guests run, which agentvm carries
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w' -o images/recipe/rootfs/usr/lib/guest/sshd ./cmd/sshd
+
+build: guest ## build bin/agentvm
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS) $(LDFLAGS) -o bin/ ./cmd/agentvm
 
 install: build ## install agentvm and its shell completions below PREFIX
@@ -60,21 +65,21 @@ demo: deps-demo ## a real agent changes a real file from inside a real VM
 	@examples/demo/run.sh
 
 # Packages that boot VMs are slow and heavy: -p 2 keeps a small machine usable.
-test: deps-test ## run all tests, with the race detector, VMs included
+test: deps-test guest ## run all tests, with the race detector, VMs included
 	$(GO) test -race -p 2 -timeout $(TIMEOUT) -run '$(RUN)' -skip '$(SKIP)' $(PKG)
 
-test-unit: ## run the tests that take seconds: no VM, no image
+test-unit: guest ## run the tests that take seconds: no VM, no image
 	$(GO) test -short -timeout 5m -run '$(RUN)' $(PKG)
 
 test-user: deps-test ## run all tests as an ordinary user (as root: a throwaway one)
 	@.ci/test-user
 
-test-gpu: deps-test ## give a machine a card of a host that is a machine with an IOMMU: no GPU needed
+test-gpu: deps-test guest ## give a machine a card of a host that is a machine with an IOMMU: no GPU needed
 	$(GO) test -race -timeout $(TIMEOUT) ./gpu/...
 	$(GO) test -race -timeout $(TIMEOUT) -v -run 'Rig' ./cmd/agentvm
 	$(GO) test -race -timeout $(TIMEOUT) -run 'Devices|Room|Lock|LargeRegions|NearMemory|HugePages' ./vm/...
 
-test-gpu-kernel: ## the same with IOMMUFD, mediated devices and a graphics driver: builds a kernel first, some minutes
+test-gpu-kernel: guest ## the same with IOMMUFD, mediated devices and a graphics driver: builds a kernel first, some minutes
 	@.ci/deps run build test kernel
 	CI=true $(GO) test -race -tags rigkernel -timeout $(TIMEOUT) -v -run TestGPUKernelRig ./cmd/agentvm
 

@@ -5,10 +5,13 @@ import (
 	"embed"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"runtime"
 	"strings"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // recipeFS holds what makes a Debian tree into the guest: package lists, the
@@ -16,6 +19,9 @@ import (
 //
 //go:embed all:recipe
 var recipeFS embed.FS
+
+// guestProgram is the one file of the recipe that is built: see the Makefile.
+const guestProgram = "recipe/rootfs/usr/lib/guest/sshd"
 
 // buildFS holds the steps of a layer's build that are shell.
 //
@@ -67,6 +73,9 @@ func newPlan(spec Spec, mirror string) (plan, error) {
 	p := plan{entry: entry, spec: spec, arch: debianArch(), mirror: mirror}
 	if p.driver, err = driverOf(asked); err != nil {
 		return plan{}, fmt.Errorf("image %s: %w", spec.Image, err)
+	}
+	if _, err := fs.Stat(recipeFS, guestProgram); err != nil {
+		return plan{}, vm.WithHint(errors.New("this agentvm was built without the program that guests run"), "build it with make, in a clone of its repository")
 	}
 	if p.recipe, err = hashFS(recipeFS); err != nil {
 		return plan{}, err

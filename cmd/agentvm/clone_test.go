@@ -148,8 +148,7 @@ func TestTemplate(t *testing.T) {
 			"sudo find ~ ! -user agent":                            "",
 			"sudo find /var/lib/cloud/instance /var/lib/cloud/instances /var/lib/cloud/data -mindepth 1 2>/dev/null || :": "",
 			"grep iso9660 /proc/mounts || :": "",
-			// It gives sshd memory of its own when it goes, within ten seconds.
-			"for i in $(seq 300); do pgrep -af '[a]gentvm-listen' >/tmp/l || break; sleep 0.1; done; cat /tmp/l": "",
+			"for i in $(seq 300); do pgrep -af '[a]gentvm-listen' >/tmp/l || break; sleep 0.1; done; cat /tmp/l": "", // it is about to end
 			"systemctl is-system-running": "running\n",
 			"sudo grep -rlsI -e '[P]RIVATE KEY' /etc /home /root /run /tmp /var || :": "/etc/ssh/ssh_host_ed25519_key\n",
 			"sudo journalctl --boot --quiet --lines=1 --output=cat 2>&1 | wc -l":      "1\n",

@@ -115,15 +115,6 @@ func TestPool(t *testing.T) {
 			t.Errorf("the dead machine's files are left: %q", left)
 		}
 	})
-	// sshd was saved while it waited, and has memory of its own by now.
-	seen := map[string]string{}
-	for _, dir := range []string{first, dirs[0], dirs[1]} {
-		at := h.sshdAddress(dir)
-		if other := seen[at]; other != "" {
-			t.Errorf("%s and %s have sshd at %s", filepath.Base(dir), other, at)
-		}
-		seen[at] = filepath.Base(dir)
-	}
 	h.poolSize("0")
 	if out := h.must(first, "pool", "fill").stderr; !strings.Contains(out, "to hold no machines") {
 		t.Errorf("fill: %s", out)
@@ -131,13 +122,6 @@ func TestPool(t *testing.T) {
 	if list := h.pool(); len(list) != 0 {
 		t.Errorf("pool: 0, and there wait %+v", list)
 	}
-}
-
-// sshdAddress is where the guest's sshd has its program.
-func (h *host) sshdAddress(dir string) string {
-	h.t.Helper()
-	address, _, _ := strings.Cut(h.guest(dir, "sudo head -n 1 /proc/$(cat /run/sshd.pid)/maps"), "-")
-	return address
 }
 
 // claimedMachine uses a machine of the pool as any other.

@@ -27,7 +27,7 @@ rm -f "$root/etc/resolv.conf"
 	cp "$here/rootfs/$file" "$root/$file"
 	chmod 644 "$root/$file"
 done
-chmod 755 "$root/etc/acpi/PWRF/00000080" "$root/usr/lib/guest/cloud-init-boot"
+chmod 755 "$root/etc/acpi/PWRF/00000080" "$root/usr/lib/guest/cloud-init-boot" "$root/usr/lib/guest/sshd"
 
 # No identity is baked in: cloud-init brings names, users and keys.
 rm -f "$root"/etc/ssh/ssh_host_* "$root/etc/hostname"
@@ -89,9 +89,6 @@ mkdir -p "$root/var/lib/cloud/seed/nocloud" "$units/multi-user.target.wants"
 ln -sf /usr/lib/systemd/system/cloud-init.target "$units/multi-user.target.wants/cloud-init.target"
 wants cloud-init.target cloud-init-main.service systemd-networkd.path coldplug.path
 
-# sshd: its host key comes from the seed.
-rm -rf "$units"/ssh*.wants "$units/sshd.service"
-mask sshd-keygen.service
 wants multi-user.target ssh.service power-button.service
 
 # Compiled from what dpkg.cfg leaves out.

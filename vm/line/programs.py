@@ -52,16 +52,18 @@ def new_boot():
 
 
 def restart_sshd():
-    """sshd starts itself over, and writes its file again when it listens."""
+    """sshd reads its host key again, and writes its file when it serves with it."""
     with open("/run/sshd.pid") as f:
         sshd = int(f.read())
     os.remove("/run/sshd.pid")
     os.kill(sshd, signal.SIGHUP)
+    while not os.path.exists("/run/sshd.pid") or not os.path.getsize("/run/sshd.pid"):
+        time.sleep(0.005)
 
 
 def hand_over_key(path, key):
-    """sshd has been waiting for its host key. It reads the private key from
-    the pipe, and then looks for the public key at the path again."""
+    """sshd has been waiting for its host key, which it reads from the pipe. A
+    boot finds it in a file."""
     pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
         f.write(key)
@@ -70,12 +72,10 @@ def hand_over_key(path, key):
     os.close(pipe)
 
 
-def renew_sshd():
-    """Gives sshd memory of its own, when the first command is over most likely,
-    or when the listener is told to end."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    signal.sigtimedwait([signal.SIGTERM], 10)
-    restart_sshd()
+def new_journal():
+    """What the journal has is the template's, under its boot and its machine's ids."""
+    shutil.rmtree("/run/log/journal", ignore_errors=True)
+    subprocess.run(["systemctl", "restart", "--no-block", "systemd-journald"])
 
 
 def clone(guest):
@@ -86,24 +86,20 @@ def clone(guest):
     write(guest["authorized_keys_file"], guest["authorized_keys"])
     if stat.S_ISFIFO(os.stat(host_key).st_mode):
         hand_over_key(host_key, guest["host_key"])
-        atexit.register(renew_sshd)  # when the host hangs up
     else:
         write(host_key, guest["host_key"])
         restart_sshd()
+    say("login")  # connections wait at sshd's port until it serves
     mounting = threading.Thread(target=mount_shares, args=[guest])
     mounting.start()
-    while not os.path.exists("/run/sshd.pid") or not os.path.getsize("/run/sshd.pid"):
-        time.sleep(0.005)
-    say("login")
 
     # Who the guest is. No command runs before this is over.
     write("/etc/machine-id", guest["machine_id"] + "\n")
     name_it(guest)
     new_boot()
     mounting.join()
-    # What the journal has is the template's, under its boot and its machine's ids.
-    shutil.rmtree("/run/log/journal", ignore_errors=True)
-    subprocess.Popen(["systemctl", "restart", "--no-block", "systemd-journald"])
+    # Not while somebody waits: when the host hangs up.
+    atexit.register(new_journal)
 
 
 def claim(guest):

@@ -21,23 +21,62 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
+	"github.com/agentvm/agentvm/vm/sshd"
 	"github.com/agentvm/agentvm/vm/testenv"
 )
 
-// TestMain lets the test binary be the proxy command of an OpenSSH client.
+// ours says that guests have the server of images of our own making, and not
+// OpenSSH's, which other images bring.
+var ours bool
+
+// TestMain runs all tests with each server. It lets the test binary be one, and
+// the proxy command of an OpenSSH client.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "ssh-proxy" {
-		if err := Pipe(context.Background(), os.Args[2], os.Stdin, os.Stdout); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+	var err error
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == "ssh-proxy":
+		err = Pipe(context.Background(), os.Args[2], os.Stdin, os.Stdout)
+	case len(os.Args) == 3 && os.Args[1] == "ssh-server":
+		err = serveOne(os.Args[2])
+	default:
+		code := m.Run()
+		ours = true
+		os.Exit(max(code, m.Run()))
 	}
-	os.Exit(m.Run())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
-// guest is OpenSSH's own server as the user agent, uid 1000, whoever runs the
-// test: user namespaces map the caller to it and give it its own passwd file.
+// serveOne serves the connection that standard input is, for a guest in dir.
+func serveOne(dir string) error {
+	pem, err := os.ReadFile(filepath.Join(dir, "host_key"))
+	if err != nil {
+		return err
+	}
+	key, err := gossh.ParsePrivateKey(pem)
+	if err != nil {
+		return err
+	}
+	nc, err := net.FileConn(os.Stdin)
+	if err != nil {
+		return err
+	}
+	// Nothing but the connection keeps the socket.
+	if err := sshd.Forget(os.Stdin, os.Stdout); err != nil {
+		return err
+	}
+	server := sshd.Server{HostKey: key, User: sshd.User{
+		Name: "agent", Home: filepath.Join(dir, "home"), Shell: "/bin/bash",
+		AuthorizedKeys: filepath.Join(dir, "authorized_keys"), Sftp: "/usr/lib/openssh/sftp-server",
+	}}
+	server.ServeConn(nc, nil)
+	return nil
+}
+
+// guest is a server as the user agent, uid 1000, whoever runs the test: user
+// namespaces map the caller to it and give it its own passwd file.
 type guest struct {
 	t       testing.TB
 	dir     string
@@ -67,7 +106,8 @@ func newKey(t testing.TB) (gossh.Signer, []byte) {
 	return signer, pem.EncodeToMemory(block)
 }
 
-// newGuest prepares a guest; extra lines go into sshd_config first.
+// newGuest prepares a guest; extra lines go into sshd_config first, which is
+// OpenSSH's alone.
 func newGuest(t testing.TB, extra ...string) *guest {
 	t.Helper()
 	testenv.Require(t, "/usr/sbin/sshd", "unshare")
@@ -92,10 +132,18 @@ MaxSessions 1000
 AllowStreamLocalForwarding yes
 Subsystem sftp internal-sftp
 `
+	server := `/usr/sbin/sshd -i -E "$0/log" -f "$0/sshd_config"`
+	if ours {
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		server = `"` + self + `" ssh-server "$0" 2>>"$0/log"`
+	}
 	script := `d='` + dir + `'
 exec unshare --user --map-root-user --mount -- sh -c '
   mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/group" /etc/group &&
-  exec unshare --user --map-user=1000 --map-group=1000 -- /usr/sbin/sshd -i -E "$0/log" -f "$0/sshd_config"
+  exec unshare --user --map-user=1000 --map-group=1000 -- ` + server + `
 ' "$d"
 `
 	g.script = filepath.Join(dir, "sshd.sh")

@@ -1,0 +1,47 @@
+package sshd
+
+import (
+	"net"
+	"os"
+	"strings"
+)
+
+// localeFile says what language the user's programs speak.
+const localeFile = "/etc/default/locale"
+
+// path is where Debian's sshd has users look for programs.
+const path = "/usr/local/bin:/usr/bin:/bin:/usr/games"
+
+// environ is a program's: what a login sets, and what the client asked for,
+// which may name the same variables.
+func (s *session) environ() []string {
+	user := s.c.user
+	env := []string{"USER=" + user.Name, "LOGNAME=" + user.Name, "HOME=" + user.Home, "SHELL=" + user.Shell, "PATH=" + path}
+	if file, err := os.ReadFile(localeFile); err == nil {
+		env = append(env, assignments(string(file))...)
+	}
+	there, here := s.c.conn.RemoteAddr(), s.c.conn.LocalAddr()
+	if host, port, err := net.SplitHostPort(there.String()); err == nil {
+		if ourHost, ourPort, err := net.SplitHostPort(here.String()); err == nil {
+			env = append(env, "SSH_CLIENT="+host+" "+port+" "+ourPort, "SSH_CONNECTION="+strings.Join([]string{host, port, ourHost, ourPort}, " "))
+		}
+	}
+	if s.terminal != nil {
+		env = append(env, "TERM="+s.terminal.term, "SSH_TTY="+s.terminal.theirs.Name())
+	}
+	if s.agent != nil {
+		env = append(env, "SSH_AUTH_SOCK="+s.agent.socket)
+	}
+	return append(env, s.env...)
+}
+
+// assignments reads NAME=value, perhaps in quotes, one a line.
+func assignments(text string) (env []string) {
+	for line := range strings.Lines(text) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), "=")
+		if ok && name != "" && !strings.HasPrefix(name, "#") {
+			env = append(env, name+"="+strings.Trim(value, `"'`))
+		}
+	}
+	return env
+}
