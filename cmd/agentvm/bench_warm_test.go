@@ -156,7 +156,7 @@ func (u usable) phases(title string) *table {
 
 // account lays a warm start out one stretch after the other. Of each it says
 // whether it is there whatever agentvm does: starting QEMU while memory is
-// copied, loading the devices, a handshake with the guest's sshd.
+// copied, loading the devices, a handshake with the guest's SSH server.
 func (u usable) account() *table {
 	end := map[string]time.Duration{}
 	for _, p := range u.up.Status.Phases {
@@ -173,7 +173,7 @@ func (u usable) account() *table {
 		{"QEMU until its monitor answers, and memory", max(end["qemu"], end["memory"]), true},
 		{"devices", end["state"], true},
 		{"shares plugged in, guest runs", end["resume"], false},
-		{"guest gets its own keys, sshd starts over", ssh.Start.Sub(u.up.begun), false},
+		{"guest gets its own keys", ssh.Start.Sub(u.up.begun), false},
 		{"SSH handshake", end["ssh"], true},
 		{"guest becomes its own machine, state, command ends", u.up.took, false},
 		{"agentvm exec -- true", u.total, false},

@@ -29,9 +29,6 @@ func (s *session) environ() []string {
 	if s.terminal != nil {
 		env = append(env, "TERM="+s.terminal.term, "SSH_TTY="+s.terminal.theirs.Name())
 	}
-	if s.agent != nil {
-		env = append(env, "SSH_AUTH_SOCK="+s.agent.socket)
-	}
 	return append(env, s.env...)
 }
 

@@ -219,32 +219,3 @@ func (c *connection) accept(ln net.Listener, channel string, extra func(from net
 		}()
 	}
 }
-
-// agent is a session's way to the keys of the client's agent.
-type agent struct {
-	socket string
-	stop   func()
-}
-
-func (a *agent) close() { a.stop() }
-
-// listenAgent makes the socket: OpenSSH's PROTOCOL.agent, and
-// https://datatracker.ietf.org/doc/html/draft-miller-ssh-agent.
-func (c *connection) listenAgent() (*agent, error) {
-	dir, err := os.MkdirTemp("", "ssh-")
-	if err != nil {
-		return nil, err
-	}
-	a := &agent{socket: filepath.Join(dir, "agent")}
-	ln, err := listenUnix(a.socket)
-	if err != nil {
-		os.Remove(dir)
-		return nil, err
-	}
-	a.stop = func() {
-		ln.Close()
-		os.Remove(dir)
-	}
-	go c.accept(ln, "auth-agent@openssh.com", func(net.Addr) []byte { return nil })
-	return a, nil
-}

@@ -1,9 +1,9 @@
 // Package sshd is the SSH server of guests of our own making. It does what
 // OpenSSH's does for one user who logs in by public key: programs with and
-// without a terminal, sftp, forwarded ports, sockets and agents. A connection
-// is served by the process that accepted it, so that a guest that has just gone
-// on from a saved state has all that a login needs in memory, where OpenSSH
-// starts three programs and links them to two dozen libraries first.
+// without a terminal, sftp, forwarded ports and sockets, but no agents, which the
+// host forwards to no guest. A connection is served by the process that accepted
+// it, so that a guest that has just gone on from a saved state has all that a
+// login needs in memory, where OpenSSH starts programs and links them first.
 //
 // It runs as the user, and so does all that it starts: it can do nothing that
 // the user could not do.

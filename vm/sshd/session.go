@@ -22,7 +22,6 @@ type session struct {
 
 	env      []string
 	terminal *terminal
-	agent    *agent
 	cmd      *exec.Cmd   // nil until it runs
 	ours     []io.Closer // our ends of what it reads and writes
 	copying  sync.WaitGroup
@@ -54,9 +53,6 @@ func (s *session) close() {
 	}
 	if s.terminal != nil {
 		s.terminal.close()
-	}
-	if s.agent != nil {
-		s.agent.close()
 	}
 }
 
@@ -92,13 +88,6 @@ func (s *session) request(r *gossh.Request) error {
 		}
 		var err error
 		s.terminal, err = openTerminal(r.Payload)
-		return err
-	case "auth-agent-req@openssh.com":
-		if s.agent != nil {
-			return nil
-		}
-		var err error
-		s.agent, err = s.c.listenAgent()
 		return err
 	case "exec", "shell", "subsystem":
 		return s.start(r)
