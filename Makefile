@@ -11,6 +11,7 @@ PKG     ?= ./...
 RUN     ?= .
 BENCH   ?= .
 TIMEOUT ?= 60m
+GUEST   ?= images/recipe/rootfs/usr/lib/guest/sshd
 
 # Programs that deps unpacks for the tests, and sbin, which Debian leaves out
 # of an ordinary user's PATH.
@@ -26,6 +27,7 @@ VERSION  := $(patsubst v%,%,$(shell git describe --tags --dirty --match 'v[0-9]*
 LDFLAGS  := $(if $(VERSION),-ldflags '-X main.version=$(VERSION)')
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # what a target needs is installed first
 .PHONY: help deps deps-demo deps-test guest build install demo test test-unit test-user test-gpu test-gpu-kernel lint bench completion clean
 
 help: ## say what can be made
@@ -45,10 +47,10 @@ deps-demo:
 deps-test:
 	@.ci/deps run build test
 
-# Part of the image recipe, and so of agentvm. The same source makes the same
-# file, whatever built it: images are named by what is in them.
+# Part of the image recipe, and so of agentvm. The same source and Go make the
+# same file wherever: images are named by what is in them.
 guest: ## build the program that guests run, which agentvm carries
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w' -o images/recipe/rootfs/usr/lib/guest/sshd ./cmd/sshd
+	CGO_ENABLED=0 GOAMD64=v1 GOFLAGS= GOEXPERIMENT= $(GO) build -trimpath -buildvcs=false -ldflags='-s -w' -o $(GUEST) ./cmd/sshd
 
 build: guest ## build bin/agentvm
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS) $(LDFLAGS) -o bin/ ./cmd/agentvm
@@ -93,4 +95,4 @@ completion: build ## print bash completion (zsh and fish: agentvm completion)
 	@bin/agentvm completion bash
 
 clean: ## remove what make built here; images and VMs are agentvm's to remove
-	rm -rf bin
+	rm -rf bin $(GUEST)

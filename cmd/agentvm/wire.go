@@ -400,7 +400,10 @@ func (p parts) Guest(ctx context.Context, inst *instance.Instance, spec instance
 	if err != nil {
 		return nil, err
 	}
-	cfg := ssh.Config{User: spec.Guest.User, Key: key, HostKey: hostKey.PublicKey()}
+	cfg := ssh.Config{
+		User: spec.Guest.User, Key: key, HostKey: hostKey.PublicKey(),
+		Emulated: spec.Machine.Accel != vm.AccelKVM,
+	}
 	client, err := ssh.Connect(ctx, func(ctx context.Context) (net.Conn, error) { return dial(ctx, 22) }, cfg)
 	if err != nil {
 		return nil, err

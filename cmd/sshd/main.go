@@ -14,11 +14,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/vm/sshd"
 )
@@ -35,54 +38,56 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: sshd [flags] USER")
 		os.Exit(2)
 	}
-	account, err := lookUp(flag.Arg(0), *shell, *keys)
-	if err == nil && *worker {
-		err = serve(account.User)
-	} else if err == nil {
-		err = monitor{account, *listen, *hostKey, *pidFile}.run()
+	// A write to a standard stream that nobody reads is no reason to end (see
+	// package os/signal). Ignored instead, it would be by all programs too.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	u := login{name: flag.Arg(0), shell: *shell, keys: *keys}
+	run := monitor{u, *listen, *hostKey, *pidFile}.run
+	if *worker {
+		run = u.serve
 	}
-	if err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "sshd:", err)
 		os.Exit(1)
 	}
 }
 
-// account is a user of this system.
-type account struct {
-	sshd.User
-	credential syscall.Credential
+// login is who may log in, and what was said of them instead of what the system
+// knows, if anything.
+type login struct{ name, shell, keys string }
+
+// user is what programs are started for.
+func (l login) user() (u sshd.User, keys string, err error) {
+	known, err := user.Lookup(l.name)
+	if err != nil {
+		return u, "", err
+	}
+	u = sshd.User{Name: l.name, Home: known.HomeDir, Shell: l.shell, Sftp: "/usr/lib/openssh/sftp-server"}
+	if u.Shell == "" {
+		u.Shell, err = loginShell(l.name)
+	}
+	return u, cmp.Or(l.keys, filepath.Join(known.HomeDir, ".ssh/authorized_keys")), err
 }
 
-func lookUp(name, shell, keys string) (account, error) {
-	u, err := user.Lookup(name)
+// credential is what they run as.
+func (l login) credential() (*syscall.Credential, error) {
+	known, err := user.Lookup(l.name)
 	if err != nil {
-		return account{}, err
+		return nil, err
 	}
-	a := account{User: sshd.User{
-		Name: name, Home: u.HomeDir, Shell: shell,
-		AuthorizedKeys: cmp.Or(keys, filepath.Join(u.HomeDir, ".ssh/authorized_keys")),
-		Sftp:           "/usr/lib/openssh/sftp-server",
-	}}
-	groups, err := u.GroupIds()
+	groups, err := known.GroupIds()
 	if err != nil {
-		return account{}, err
+		return nil, err
 	}
-	ids := []*uint32{&a.credential.Uid, &a.credential.Gid}
-	for i, text := range append([]string{u.Uid, u.Gid}, groups...) {
+	var ids []uint32
+	for _, text := range append([]string{known.Uid, known.Gid}, groups...) {
 		id, err := strconv.ParseUint(text, 10, 32)
 		if err != nil {
-			return account{}, fmt.Errorf("ids of %s: %w", name, err)
+			return nil, fmt.Errorf("ids of %s: %w", l.name, err)
 		}
-		if i < len(ids) {
-			*ids[i] = uint32(id)
-		} else {
-			a.credential.Groups = append(a.credential.Groups, uint32(id))
-		}
+		ids = append(ids, uint32(id))
 	}
-	if a.Shell == "" {
-		a.Shell, err = loginShell(name)
-	}
-	return a, err
+	return &syscall.Credential{Uid: ids[0], Gid: ids[1], Groups: ids[2:]}, nil
 }
 
 // loginShell is what package user leaves out.

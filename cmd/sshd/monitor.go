@@ -21,17 +21,21 @@ const drainTimeout = 30 * time.Second
 
 // monitor is root's process.
 type monitor struct {
-	account account
+	login   login
 	listen  string
 	hostKey string
 	pidFile string
 }
 
-var errStopped = errors.New("stopped")
+var (
+	errStopped    = errors.New("stopped")
+	errNotServing = errors.New("the worker does not serve")
+)
 
 func (m monitor) run() error {
 	// Workers are told when the thread that started them ends.
 	runtime.LockOSThread()
+	defer os.Remove(m.pidFile)
 	port, err := m.port()
 	if err != nil {
 		return err
@@ -57,7 +61,6 @@ func (m monitor) run() error {
 				return err
 			}
 		case <-stop:
-			os.Remove(m.pidFile)
 			return w.drain()
 		case <-w.drained:
 			return errors.New("the worker ended")
@@ -80,16 +83,20 @@ func (m monitor) port() (*os.File, error) {
 type worker struct {
 	cmd     *exec.Cmd
 	key     io.WriteCloser
+	ready   chan struct{} // closed when all that it lacks is the key
 	serves  chan struct{} // closed when it does
 	drained chan struct{} // closed when it accepts no more connections
 }
 
 // listen listens to what the worker says, and waits for its end.
 func (w *worker) listen(says io.Reader) {
-	r := bufio.NewReader(says)
-	if said, _ := r.ReadString('\n'); said == serves {
-		close(w.serves)
-		r.ReadByte()
+	for lines := bufio.NewScanner(says); lines.Scan(); {
+		switch lines.Text() {
+		case ready:
+			close(w.ready)
+		case serves:
+			close(w.serves)
+		}
 	}
 	close(w.drained)
 	w.cmd.Wait()
@@ -102,14 +109,16 @@ func (m monitor) start(port *os.File) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self, "-worker", "-shell", m.account.Shell, "-authorized-keys", m.account.AuthorizedKeys, m.account.Name)
+	cmd := exec.Command(self, "-worker", "-shell", m.login.shell, "-authorized-keys", m.login.keys, m.login.name)
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{port}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	if os.Getuid() == 0 {
-		cmd.SysProcAttr.Credential = &m.account.credential
+		if cmd.SysProcAttr.Credential, err = m.login.credential(); err != nil {
+			return nil, err
+		}
 	}
-	w := &worker{cmd: cmd, serves: make(chan struct{}), drained: make(chan struct{})}
+	w := &worker{cmd: cmd, ready: make(chan struct{}), serves: make(chan struct{}), drained: make(chan struct{})}
 	if w.key, err = cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -140,6 +149,11 @@ func (m monitor) give(w *worker, stop <-chan os.Signal) error {
 }
 
 func (m monitor) giveKey(w *worker) error {
+	select {
+	case <-w.ready:
+	case <-w.drained:
+		return errNotServing
+	}
 	key, err := os.ReadFile(m.hostKey)
 	if err != nil {
 		return err
@@ -152,7 +166,7 @@ func (m monitor) giveKey(w *worker) error {
 	case <-w.serves:
 		return nil
 	case <-w.drained:
-		return errors.New("the worker does not serve")
+		return errNotServing
 	}
 }
 

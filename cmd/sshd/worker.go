@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/signal"
@@ -13,19 +14,28 @@ import (
 	"github.com/agentvm/agentvm/vm/sshd"
 )
 
-// serves is what a worker says when it does. It closes its output when it
-// accepts no more connections.
-const serves = "serves\n"
+// What a worker says, a line each. It closes its output when it accepts no more
+// connections.
+const (
+	ready  = "ready for the host key"
+	serves = "serves"
+)
 
 // serve is the worker. It runs as the user, who must not read the host key out
 // of it.
-func serve(user sshd.User) error {
+func (u login) serve() error {
+	if err := unix.CloseRange(4, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("keep descriptors: %w", err)
+	}
+	user, keys, err := u.user()
+	if err != nil {
+		return err
+	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("keep the memory private: %w", err)
 	}
 	drain := make(chan os.Signal, 1)
 	signal.Notify(drain, unix.SIGTERM)
-	// What is ignored instead would be by all programs too.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT)
 
 	port := os.NewFile(3, "port")
@@ -35,8 +45,9 @@ func serve(user sshd.User) error {
 	}
 	port.Close() // the listener has another descriptor
 	if err := sshd.Rehearse(); err != nil {
-		return fmt.Errorf("rehearse a login: %w", err)
+		fmt.Fprintln(os.Stderr, "rehearse a login:", err) // the first one takes longer
 	}
+	fmt.Println(ready)
 	pem, err := readAll(os.Stdin, drain)
 	if err != nil || pem == nil {
 		return err
@@ -45,12 +56,10 @@ func serve(user sshd.User) error {
 	if err != nil {
 		return fmt.Errorf("host key: %w", err)
 	}
-	server := &sshd.Server{User: user, HostKey: key}
+	server := &sshd.Server{User: user, HostKey: key, AuthorizedKeys: func() ([]byte, error) { return os.ReadFile(keys) }}
 	over := make(chan error, 1)
 	go func() { over <- server.Serve(l) }()
-	if _, err := os.Stdout.WriteString(serves); err != nil {
-		return err
-	}
+	fmt.Println(serves)
 	<-drain
 	l.Close()
 	err = <-over

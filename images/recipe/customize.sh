@@ -27,7 +27,9 @@ rm -f "$root/etc/resolv.conf"
 	cp "$here/rootfs/$file" "$root/$file"
 	chmod 644 "$root/$file"
 done
-chmod 755 "$root/etc/acpi/PWRF/00000080" "$root/usr/lib/guest/cloud-init-boot" "$root/usr/lib/guest/sshd"
+chmod 755 "$root/etc/acpi/PWRF/00000080" "$root/usr/lib/guest/cloud-init-boot"
+# Whoever may not read a program may not look into its process.
+chmod 711 "$root/usr/lib/guest/sshd"
 
 # No identity is baked in: cloud-init brings names, users and keys.
 rm -f "$root"/etc/ssh/ssh_host_* "$root/etc/hostname"

@@ -57,8 +57,11 @@ def restart_sshd():
         sshd = int(f.read())
     os.remove("/run/sshd.pid")
     os.kill(sshd, signal.SIGHUP)
-    while not os.path.exists("/run/sshd.pid") or not os.path.getsize("/run/sshd.pid"):
-        time.sleep(0.005)
+    for attempt in range(6000):
+        if os.path.exists("/run/sshd.pid") and os.path.getsize("/run/sshd.pid"):
+            return
+        time.sleep(0.01)
+    raise TimeoutError("sshd does not serve with its new key")
 
 
 def hand_over_key(path, key):
@@ -82,14 +85,17 @@ def clone(guest):
     """Makes the guest a machine of its own."""
     # Who may log in. The files exist, so their owners and modes stay.
     host_key = "/etc/ssh/ssh_host_ed25519_key"
+    waits = stat.S_ISFIFO(os.stat(host_key).st_mode)
+    if waits:
+        say("login")  # as do connections, until sshd has its key
     write(host_key + ".pub", guest["host_key_public"] + "\n")
     write(guest["authorized_keys_file"], guest["authorized_keys"])
-    if stat.S_ISFIFO(os.stat(host_key).st_mode):
+    if waits:
         hand_over_key(host_key, guest["host_key"])
     else:
         write(host_key, guest["host_key"])
         restart_sshd()
-    say("login")  # connections wait at sshd's port until it serves
+        say("login")
     mounting = threading.Thread(target=mount_shares, args=[guest])
     mounting.start()
 

@@ -30,6 +30,9 @@ type Config struct {
 	Key     gossh.Signer    // authenticates User; nil: the "none" method
 	HostKey gossh.PublicKey // the only host key that is accepted
 
+	// Emulated says that the guest's instructions are, which makes AES slow.
+	Emulated bool
+
 	// Attempt bounds one handshake. 0: 20 s, which an emulated guest under
 	// load still meets.
 	Attempt time.Duration

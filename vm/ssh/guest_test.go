@@ -67,10 +67,11 @@ func serveOne(dir string) error {
 	if err := sshd.Forget(os.Stdin, os.Stdout); err != nil {
 		return err
 	}
-	server := sshd.Server{HostKey: key, User: sshd.User{
-		Name: "agent", Home: filepath.Join(dir, "home"), Shell: "/bin/bash",
-		AuthorizedKeys: filepath.Join(dir, "authorized_keys"), Sftp: "/usr/lib/openssh/sftp-server",
-	}}
+	server := sshd.Server{
+		User:           sshd.User{Name: "agent", Home: filepath.Join(dir, "home"), Shell: "/bin/bash", Sftp: "/usr/lib/openssh/sftp-server"},
+		HostKey:        key,
+		AuthorizedKeys: func() ([]byte, error) { return os.ReadFile(filepath.Join(dir, "authorized_keys")) },
+	}
 	server.ServeConn(nc, nil)
 	return nil
 }

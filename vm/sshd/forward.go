@@ -50,12 +50,16 @@ func (c *connection) forward(open gossh.NewChannel) {
 		there.Close()
 		return
 	}
-	go gossh.DiscardRequests(requests)
-	join(ch, there)
+	join(ch, requests, there)
 }
 
-// join carries everything both ways until both have ended.
-func join(ch gossh.Channel, nc net.Conn) {
+// join carries everything both ways until both have ended, or the client has
+// closed the channel.
+func join(ch gossh.Channel, requests <-chan *gossh.Request, nc net.Conn) {
+	go func() {
+		gossh.DiscardRequests(requests) // until the channel is closed
+		nc.Close()
+	}()
 	defer nc.Close()
 	defer ch.Close()
 	var in sync.WaitGroup
@@ -214,8 +218,7 @@ func (c *connection) accept(ln net.Listener, channel string, extra func(from net
 				nc.Close()
 				return
 			}
-			go gossh.DiscardRequests(requests)
-			join(ch, nc)
+			join(ch, requests, nc)
 		}()
 	}
 }

@@ -3,11 +3,11 @@ package sshd
 import (
 	"crypto/ed25519"
 	"crypto/rand"
-	"fmt"
 	"net"
 	"os"
 
 	gossh "golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 // Rehearse logs in to a server of its own, by keys that nobody else ever has.
@@ -22,37 +22,22 @@ func Rehearse() error {
 	if err != nil {
 		return err
 	}
-	keys, err := os.CreateTemp("", "")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(keys.Name())
-	if _, err := keys.Write(gossh.MarshalAuthorizedKey(clientKey.PublicKey())); err != nil {
-		return err
-	}
-	if err := keys.Close(); err != nil {
-		return err
-	}
-	server := Server{HostKey: hostKey, User: User{Name: "nobody", AuthorizedKeys: keys.Name()}}
 	here, there, err := socketPair()
 	if err != nil {
 		return err
 	}
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		server.ServeConn(there, nil)
-	}()
-	defer func() {
-		here.Close()
-		<-over
-	}()
+	defer here.Close()
+	server := Server{
+		User: User{Name: "nobody"}, HostKey: hostKey,
+		AuthorizedKeys: func() ([]byte, error) { return gossh.MarshalAuthorizedKey(clientKey.PublicKey()), nil },
+	}
+	go server.ServeConn(there, nil) // ends with here
 	conn, _, _, err := gossh.NewClientConn(here, "", &gossh.ClientConfig{
 		User: "nobody", Auth: []gossh.AuthMethod{gossh.PublicKeys(clientKey)}, HostKeyCallback: gossh.FixedHostKey(hostKey.PublicKey()),
 		Config: gossh.Config{KeyExchanges: []string{gossh.KeyExchangeCurve25519}}, // as package ssh has it
 	})
 	if err != nil {
-		return fmt.Errorf("rehearse: %w", err)
+		return err
 	}
 	return conn.Close()
 }
@@ -65,20 +50,18 @@ func throwaway() (gossh.Signer, error) {
 	return gossh.NewSignerFromKey(key)
 }
 
-func socketPair() (net.Conn, net.Conn, error) {
-	l, err := net.Listen("unix", fmt.Sprintf("@agentvm-rehearsal-%d", os.Getpid()))
+func socketPair() (here, there net.Conn, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer l.Close()
-	here, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		return nil, nil, err
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "rehearsal")
+		defer f.Close()
+		if ends[i], err = net.FileConn(f); err != nil {
+			return nil, nil, err
+		}
 	}
-	there, err := l.Accept()
-	if err != nil {
-		here.Close()
-		return nil, nil, err
-	}
-	return here, there, nil
+	return ends[0], ends[1], nil
 }

@@ -37,19 +37,17 @@ const (
 // User is who logs in, and what programs are started for.
 type User struct {
 	Name, Home, Shell string
-
-	// AuthorizedKeys is a file as sshd(8) has it, read at each login. A key with
-	// options is not let in: none of them is known here.
-	AuthorizedKeys string
-
-	// Sftp is the program that serves the sftp subsystem.
-	Sftp string
+	Sftp              string // the program that serves the sftp subsystem
 }
 
 // Server serves one user.
 type Server struct {
 	User    User
 	HostKey gossh.Signer
+
+	// AuthorizedKeys is called at each login, and returns what sshd(8) has in
+	// the file of that name. A key with options is not let in: none is known here.
+	AuthorizedKeys func() ([]byte, error)
 
 	conns sync.WaitGroup
 }
@@ -67,10 +65,14 @@ func (s *Server) Serve(l net.Listener) error {
 			time.Sleep(time.Second)
 			continue
 		}
-		logins <- struct{}{}
-		s.conns.Go(func() {
-			s.ServeConn(nc, func() { <-logins })
-		})
+		select {
+		case logins <- struct{}{}:
+			s.conns.Go(func() {
+				s.ServeConn(nc, func() { <-logins })
+			})
+		default: // nobody may keep others, or the end, waiting
+			nc.Close()
+		}
 	}
 }
 
@@ -105,7 +107,7 @@ func (s *Server) authorize(conn gossh.ConnMetadata, key gossh.PublicKey) (*gossh
 	if conn.User() != s.User.Name {
 		return nil, fmt.Errorf("%q may not log in", conn.User())
 	}
-	file, err := os.ReadFile(s.User.AuthorizedKeys)
+	file, err := s.AuthorizedKeys()
 	if err != nil {
 		return nil, err
 	}

@@ -31,7 +31,7 @@ type session struct {
 }
 
 // serve answers requests until the client closes the channel, or the program
-// has ended and nothing writes any more where it wrote.
+// has ended and nothing writes any more to the pipes that it had.
 func (s *session) serve(requests <-chan *gossh.Request) {
 	defer s.close()
 	for r := range requests {
@@ -223,6 +223,9 @@ func (s *session) wait() {
 		}{Name: strings.TrimPrefix(unix.SignalName(status.Signal()), "SIG"), Core: status.CoreDump()}))
 	} else {
 		s.ch.SendRequest("exit-status", false, gossh.Marshal(&struct{ Code uint32 }{uint32(s.cmd.ProcessState.ExitCode())}))
+	}
+	if s.terminal != nil {
+		s.terminal.drain(s.ch, s.copying.Wait)
 	}
 	s.copying.Wait()
 	s.ch.Close()

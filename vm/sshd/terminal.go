@@ -2,10 +2,12 @@ package sshd
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"time"
 
-	"github.com/creack/pty"
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 )
@@ -28,14 +30,63 @@ func openTerminal(payload []byte) (*terminal, error) {
 	}
 	t := &terminal{term: m.Term}
 	var err error
-	if t.ours, t.theirs, err = pty.Open(); err != nil {
-		return nil, err
+	if t.ours, t.theirs, err = openPair(); err != nil {
+		return nil, fmt.Errorf("make a terminal: %w", err)
 	}
-	if err := t.setModes([]byte(m.Modes)); err != nil {
+	if err := errors.Join(t.setModes([]byte(m.Modes)), t.setSize(m.Columns, m.Rows, m.Width, m.Height)); err != nil {
 		t.close()
 		return nil, err
 	}
-	return t, t.setSize(m.Columns, m.Rows, m.Width, m.Height)
+	return t, nil
+}
+
+// openPair opens both ends of a new terminal. Ours is read by the poller, so
+// that closing it interrupts a read, and the terminal is hung up: its Fd must
+// never be called, which makes it a blocking file.
+func openPair() (ours, theirs *os.File, err error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	ours = os.NewFile(uintptr(fd), "/dev/ptmx")
+	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		theirs, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	}
+	if err != nil {
+		ours.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// drain ends a copy of the output, for whose end copied waits, and carries what
+// is there still. Whoever has the terminal open after its program's end is not
+// waited for, and hung up when it is closed.
+func (t *terminal) drain(w io.Writer, copied func()) {
+	t.ours.SetReadDeadline(time.Now())
+	copied()
+	t.ours.SetReadDeadline(time.Time{})
+	raw, err := t.ours.SyscallConn()
+	if err != nil {
+		return
+	}
+	for buffer := make([]byte, 32<<10); ; {
+		var n int
+		var err error
+		if e := raw.Read(func(fd uintptr) bool {
+			n, err = unix.Read(int(fd), buffer)
+			return true
+		}); e != nil || err != nil || n == 0 {
+			return
+		}
+		if _, err := w.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
 }
 
 func (t *terminal) close() {
@@ -53,29 +104,34 @@ func (t *terminal) resize(payload []byte) error {
 }
 
 func (t *terminal) setSize(columns, rows, width, height uint32) error {
-	return pty.Setsize(t.ours, &pty.Winsize{Cols: uint16(columns), Rows: uint16(rows), X: uint16(width), Y: uint16(height)})
+	return t.control(func(fd int) error {
+		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(columns), Row: uint16(rows), Xpixel: uint16(width), Ypixel: uint16(height)})
+	})
 }
 
-// setModes sets the terminal as the client's is.
-func (t *terminal) setModes(modes []byte) error {
+// control runs f with our end's descriptor.
+func (t *terminal) control(f func(fd int) error) error {
 	raw, err := t.ours.SyscallConn()
 	if err != nil {
 		return err
 	}
-	if e := raw.Control(func(fd uintptr) {
-		var state *unix.Termios
-		if state, err = unix.IoctlGetTermios(int(fd), unix.TCGETS); err != nil {
-			return
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = f(int(fd)) }); err != nil {
+		return err
+	}
+	return failed
+}
+
+// setModes sets the terminal as the client's is.
+func (t *terminal) setModes(modes []byte) error {
+	return t.control(func(fd int) error {
+		state, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+		if err != nil {
+			return err
 		}
 		applyModes(state, modes)
-		err = unix.IoctlSetTermios(int(fd), unix.TCSETS, state)
-	}); e != nil {
-		return e
-	}
-	if err != nil {
-		return fmt.Errorf("terminal modes: %w", err)
-	}
-	return nil
+		return unix.IoctlSetTermios(fd, unix.TCSETS, state)
+	})
 }
 
 // applyModes follows RFC 4254 section 8: an opcode, and for those below 160 its

@@ -1,0 +1,28 @@
+package images
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// TestGuestProgramIsNew builds what images are about to get, and compares it
+// with what is embedded: go test alone does not build it.
+func TestGuestProgramIsNew(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds a program")
+	}
+	file := filepath.Join(t.TempDir(), "sshd")
+	if out, err := exec.Command("make", "-C", "..", "guest", "GUEST="+file).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := recipeFS.ReadFile(guestProgram); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the guest's program is not what its source makes (%v): make guest", err)
+	}
+}
