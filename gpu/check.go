@@ -86,8 +86,12 @@ func checkHost(inv *Inventory) (findings []Finding) {
 		case "AuthenticAMD":
 			bios, kernel = "AMD-Vi (IOMMU)", "amd_iommu=on"
 		}
+		switchOn := "switch " + bios + " on in the firmware's setup"
+		if inv.Virtual {
+			switchOn = "this host is a virtual machine: have its hypervisor give it an IOMMU"
+		}
 		findings = append(findings, Finding{Code: NoIOMMU, Severity: Problem, Detail: "the host has no IOMMU groups; without an IOMMU a device reaches all of the host's memory",
-			Fix: "switch " + bios + " on in the firmware's setup, add " + kernel + " to the kernel's command line, and boot again"})
+			Fix: switchOn + ", add " + kernel + " to the kernel's command line, and boot again"})
 	}
 	switch {
 	case inv.VFIOLoaded:

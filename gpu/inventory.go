@@ -105,6 +105,7 @@ type Inventory struct {
 
 	IOMMU         bool   // there are IOMMU groups
 	CPUVendor     string // GenuineIntel, AuthenticAMD, …
+	Virtual       bool   // the host is a virtual machine itself
 	VFIOLoaded    bool   // the kernel has the vfio-pci driver
 	VFIOAvailable bool   // it could load it
 	Memlock       uint64 // bytes that this user may lock; MaxUint64 is all
@@ -153,7 +154,8 @@ func (inv *Inventory) Unit(d *Device) []*Device {
 func (h Host) Inventory() (*Inventory, error) {
 	inv := &Inventory{
 		IOMMU:      len(h.names(iommuDir)) > 0,
-		CPUVendor:  h.cpuVendor(),
+		CPUVendor:  h.cpuInfo("vendor_id"),
+		Virtual:    slices.Contains(strings.Fields(h.cpuInfo("flags")), "hypervisor"),
 		VFIOLoaded: h.exists(pciDrivers, vfioDriver),
 		User:       os.Geteuid(),
 		Memlock:    math.MaxUint64,
@@ -265,9 +267,10 @@ func (h Host) framebuffer(dir string) string {
 	return ""
 }
 
-func (h Host) cpuVendor() string {
+// cpuInfo is what the kernel says of the first processor.
+func (h Host) cpuInfo(name string) string {
 	for line := range strings.Lines(h.text("/proc/cpuinfo")) {
-		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "vendor_id" {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
 			return strings.TrimSpace(value)
 		}
 	}

@@ -20,7 +20,7 @@ const (
 `
 	h200Check = `0000:00:06.0 NVIDIA H200: cannot be taken, with 0000:00:06.0
   problem  the host has no IOMMU groups; without an IOMMU a device reaches all of the host's memory
-           fix: switch VT-d on in the firmware's setup, add intel_iommu=on to the kernel's command line, and boot again
+           fix: this host is a virtual machine: have its hypervisor give it an IOMMU, add intel_iommu=on to the kernel's command line, and boot again
   problem  this kernel has no vfio-pci driver
            fix: boot a kernel with CONFIG_VFIO_PCI, such as Debian's linux-image-amd64
   problem  it is in use by python3 (process 765, /dev/nvidia0)
@@ -39,7 +39,7 @@ func TestGPUsOfH200Host(t *testing.T) {
 		card + "current_link_speed": "32.0 GT/s PCIe", card + "current_link_width": "16",
 		card + "resource": "0x0000104002000000 0x0000104002ffffff 0x000000000014220c\n0x0000000000000000 0x0000000000000000 0x0000000000000000\n" +
 			"0x0000100000000000 0x0000103fffffffff 0x000000000014220c\n0x0000000000000000 0x0000000000000000 0x0000000000000000\n0x0000104000000000 0x0000104001ffffff 0x000000000014220c",
-		"proc/cpuinfo": "vendor_id\t: GenuineIntel", "proc/765/comm": "python3",
+		"proc/cpuinfo": "vendor_id\t: GenuineIntel\nflags\t\t: fpu hypervisor lahf_lm", "proc/765/comm": "python3",
 		"proc/driver/nvidia/gpus/0000:00:06.0/information": "Model: \t\t NVIDIA H200\nDevice Minor: \t 0",
 	} {
 		file := filepath.Join(a.gpuRoot, path)
