@@ -38,8 +38,8 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: sshd [flags] USER")
 		os.Exit(2)
 	}
-	// A write to a standard stream that nobody reads is no reason to end (see
-	// package os/signal). Ignored instead, it would be by all programs too.
+	// A write to a standard stream that nobody reads is no reason to end: see
+	// package os/signal.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	u := login{name: flag.Arg(0), shell: *shell, keys: *keys}
 	run := monitor{u, *listen, *hostKey, *pidFile}.run

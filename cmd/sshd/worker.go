@@ -36,7 +36,7 @@ func (u login) serve() error {
 	}
 	drain := make(chan os.Signal, 1)
 	signal.Notify(drain, unix.SIGTERM)
-	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT)
+	sshd.DefaultSignals()
 
 	port := os.NewFile(3, "port")
 	l, err := net.FileListener(port)

@@ -63,6 +63,7 @@ func serveOne(dir string) error {
 	if err != nil {
 		return err
 	}
+	sshd.DefaultSignals()
 	// Nothing but the connection keeps the socket.
 	if err := sshd.Forget(os.Stdin, os.Stdout); err != nil {
 		return err

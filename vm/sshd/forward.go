@@ -53,12 +53,13 @@ func (c *connection) forward(open gossh.NewChannel) {
 	join(ch, requests, there)
 }
 
-// join carries everything both ways until both have ended, or the client has
-// closed the channel.
+// join carries everything both ways until both have ended, or until the client
+// has closed the channel and what it sent before is delivered.
 func join(ch gossh.Channel, requests <-chan *gossh.Request, nc net.Conn) {
 	go func() {
 		gossh.DiscardRequests(requests) // until the channel is closed
-		nc.Close()
+		nc.SetReadDeadline(time.Now())
+		nc.SetWriteDeadline(time.Now().Add(flushTimeout))
 	}()
 	defer nc.Close()
 	defer ch.Close()

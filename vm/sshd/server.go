@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"sync"
 	"time"
 
@@ -32,6 +33,9 @@ const (
 
 	// dialTimeout is how long what a port is forwarded to may take to answer.
 	dialTimeout = time.Minute
+
+	// flushTimeout is how long it may take what a client has left behind.
+	flushTimeout = time.Minute
 )
 
 // User is who logs in, and what programs are started for.
@@ -208,6 +212,13 @@ func (c *connection) close() {
 	for _, stop := range c.listeners {
 		stop()
 	}
+}
+
+// DefaultSignals has programs start with the signals' default actions, also
+// where somebody has this process ignore one, as nohup(1) does. It is not to end
+// of them itself.
+func DefaultSignals() {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
 }
 
 // Forget has standard streams lead nowhere. Closing them would let their

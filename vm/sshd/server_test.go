@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"os/user"
 	"slices"
 	"strconv"
@@ -19,6 +20,11 @@ import (
 // Most of what a client sees is tested in package ssh, with OpenSSH's server
 // beside this one. Here is what only a client that goes away sees, and what a
 // proxy keeps from others.
+
+func TestMain(m *testing.M) {
+	DefaultSignals()
+	os.Exit(m.Run())
+}
 
 // client logs in to a server; served is closed when that is done with it.
 func client(t *testing.T) (c *gossh.Client, served chan struct{}) {
@@ -161,7 +167,26 @@ func TestForwardEnds(t *testing.T) {
 		within(t, name+": the connection is over", isClosed(served))
 	}
 
+	// What was sent before the end arrives, as it does from a command in a pipe.
 	c, served := client(t)
+	near, err := c.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	sent := bytes.Repeat([]byte("x"), 1<<20)
+	if _, err := near.Write(sent); err != nil {
+		t.Fatal(err)
+	}
+	near.Close()
+	if got, err := io.ReadAll(far); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("%d of %d bytes, %v", len(got), len(sent), err)
+	}
+
 	theirs, err := c.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
