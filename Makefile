@@ -50,7 +50,7 @@ deps-test:
 # Part of the image recipe, and so of agentvm. The same source and Go make the
 # same file wherever: images are named by what is in them.
 guest: ## build the program that guests run, which agentvm carries
-	CGO_ENABLED=0 GOAMD64=v1 GOFLAGS= GOEXPERIMENT= $(GO) build -trimpath -buildvcs=false -ldflags='-s -w' -o $(GUEST) ./cmd/sshd
+	CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly $(GO) build -trimpath -buildvcs=false -ldflags='-s -w' -o $(GUEST) ./cmd/sshd
 
 build: guest ## build bin/agentvm
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS) $(LDFLAGS) -o bin/ ./cmd/agentvm

@@ -123,7 +123,7 @@ func (d *daemon) dial(hostKey gossh.Signer) (*gossh.Client, error) {
 
 func (d *daemon) mustDial(hostKey gossh.Signer) *gossh.Client {
 	d.t.Helper()
-	for range 100 {
+	for range 1200 {
 		c, err := d.dial(hostKey)
 		if err == nil {
 			d.t.Cleanup(func() { c.Close() })
@@ -154,7 +154,7 @@ func run(t *testing.T, c *gossh.Client, script string) string {
 
 func (d *daemon) awaitPID() {
 	d.t.Helper()
-	for range 1000 {
+	for range 6000 {
 		if pid, err := os.ReadFile(d.pidFile); err == nil && len(pid) > 0 {
 			return
 		}
@@ -240,7 +240,7 @@ func TestHostKeyChanges(t *testing.T) {
 	refused := make(chan error, 1)
 	go func() {
 		defer close(refused)
-		for ; ctx.Err() == nil; time.Sleep(5 * time.Millisecond) { // so as not to fill the server
+		for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) { // so as not to fill the server
 			nc, err := net.Dial("tcp", d.address)
 			if err != nil {
 				refused <- err

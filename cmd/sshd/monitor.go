@@ -112,7 +112,7 @@ func (m monitor) start(port *os.File) (*worker, error) {
 	cmd := exec.Command(self, "-worker", "-shell", m.login.shell, "-authorized-keys", m.login.keys, m.login.name)
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{port}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: drainSignal}
 	if os.Getuid() == 0 {
 		if cmd.SysProcAttr.Credential, err = m.login.credential(); err != nil {
 			return nil, err
@@ -140,6 +140,8 @@ func (m monitor) give(w *worker, stop <-chan os.Signal) error {
 	select {
 	case <-stop:
 		return errStopped
+	case <-w.drained:
+		return errNotServing
 	case err := <-result:
 		if err != nil {
 			return err
@@ -173,7 +175,7 @@ func (m monitor) giveKey(w *worker) error {
 // drain has a worker accept no more connections, and serve those it has to
 // their end. It returns once that is so.
 func (w *worker) drain() error {
-	if err := w.cmd.Process.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := w.cmd.Process.Signal(drainSignal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	select {

@@ -14,6 +14,10 @@ import (
 	"github.com/agentvm/agentvm/vm/sshd"
 )
 
+// drainSignal has a worker accept no more connections. SIGTERM, which all that
+// is left gets when the guest is shut down, ends it.
+const drainSignal = unix.SIGUSR1
+
 // What a worker says, a line each. It closes its output when it accepts no more
 // connections.
 const (
@@ -35,7 +39,7 @@ func (u login) serve() error {
 		return fmt.Errorf("keep the memory private: %w", err)
 	}
 	drain := make(chan os.Signal, 1)
-	signal.Notify(drain, unix.SIGTERM)
+	signal.Notify(drain, drainSignal)
 	sshd.DefaultSignals()
 
 	port := os.NewFile(3, "port")

@@ -98,6 +98,9 @@ func listenedIn(r *gossh.Request) (l listened, err error) {
 	default:
 		var m struct{ Path string }
 		err = gossh.Unmarshal(r.Payload, &m)
+		if err == nil && !filepath.IsAbs(m.Path) {
+			err = fmt.Errorf("%q is no absolute path", m.Path)
+		}
 		return listened{channel: "forwarded-streamlocal@openssh.com", path: m.Path}, err
 	}
 }
@@ -140,9 +143,6 @@ func (l *listened) open() ([]net.Listener, error) {
 
 // listenUnix makes a socket that nobody else may connect to.
 func listenUnix(path string) (net.Listener, error) {
-	if !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("%q is no absolute path", path)
-	}
 	ln, err := net.Listen("unix", path)
 	if err != nil {
 		return nil, err

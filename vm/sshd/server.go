@@ -144,7 +144,7 @@ type connection struct {
 
 	mu        sync.Mutex
 	closed    bool
-	listeners map[string]func() // by forwardKey
+	listeners map[string]func() // by listened.key
 	noMore    bool              // sessions
 }
 

@@ -127,7 +127,7 @@ func TestTerminalIsHeld(t *testing.T) {
 	c, _ := client(t)
 	s := onTerminal(t, c)
 	began := time.Now()
-	out, err := s.Output("trap '' HUP; setsid sleep 60 & sleep 0.2; head -c 100000 /dev/zero | tr '\\0' x; exit 3")
+	out, err := s.Output("trap '' HUP; setsid sleep 10 & sleep 0.2; head -c 100000 /dev/zero | tr '\\0' x; exit 3")
 	var exit *gossh.ExitError
 	if !errors.As(err, &exit) || exit.ExitStatus() != 3 || len(out) != 100000 {
 		t.Errorf("%v, %d bytes", err, len(out))

@@ -173,6 +173,10 @@ func (s *session) startOnPipes(cmd *exec.Cmd) error {
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs[0], theirs[1], theirs[2]
 	if err := cmd.Start(); err != nil {
+		for _, f := range ours {
+			f.Close()
+		}
+		s.ours = nil
 		return err
 	}
 	s.copying.Go(func() { io.Copy(s.ch, ours[1]) })

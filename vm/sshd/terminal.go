@@ -40,9 +40,8 @@ func openTerminal(payload []byte) (*terminal, error) {
 	return t, nil
 }
 
-// openPair opens both ends of a new terminal. Ours is read by the poller, so
-// that closing it interrupts a read, and the terminal is hung up: its Fd must
-// never be called, which makes it a blocking file.
+// openPair opens both ends of a new terminal. Ours is opened non-blocking, so
+// that closing it interrupts a read, and the terminal is hung up.
 func openPair() (ours, theirs *os.File, err error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -64,8 +63,8 @@ func openPair() (ours, theirs *os.File, err error) {
 }
 
 // drain ends a copy of the output, for whose end copied waits, and carries what
-// is there still. Whoever has the terminal open after its program's end is not
-// waited for, and hung up when it is closed.
+// is there still. Whoever has the terminal open after its program's end and is
+// silent is not waited for.
 func (t *terminal) drain(w io.Writer, copied func()) {
 	t.ours.SetReadDeadline(time.Now())
 	copied()
@@ -80,7 +79,13 @@ func (t *terminal) drain(w io.Writer, copied func()) {
 		if e := raw.Read(func(fd uintptr) bool {
 			n, err = unix.Read(int(fd), buffer)
 			return true
-		}); e != nil || err != nil || n == 0 {
+		}); e != nil {
+			return
+		}
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
 			return
 		}
 		if _, err := w.Write(buffer[:n]); err != nil {
