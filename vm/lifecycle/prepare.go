@@ -128,7 +128,7 @@ func seedConfig(spec instance.Spec, plan plan) cloudinit.Config {
 		Partitioned:  plan.image.Kernel() == "",
 	}
 	if cfg.Partitioned {
-		// What images of our own making have in their sshd_config.
+		// What the SSH server of our own images does unasked.
 		cfg.Files = append(cfg.Files, cloudinit.GuestFile{Path: "/etc/ssh/sshd_config.d/50-agentvm.conf", Content: []byte(sshdConfig)})
 	}
 	for _, s := range spec.Shares {
