@@ -81,8 +81,9 @@ test-gpu: deps-test guest ## give a machine a card of a host that is a machine w
 	$(GO) test -race -timeout $(TIMEOUT) -v -run 'Rig' ./cmd/agentvm
 	$(GO) test -race -timeout $(TIMEOUT) -run 'Devices|Room|Lock|LargeRegions|NearMemory|HugePages' ./vm/...
 
-test-gpu-kernel: guest ## the same with IOMMUFD, mediated devices and a graphics driver: builds a kernel first, some minutes
+test-gpu-kernel: ## the same with IOMMUFD, mediated devices and a graphics driver: builds a kernel first, some minutes
 	@.ci/deps run build test kernel
+	@$(MAKE) --no-print-directory guest
 	CI=true $(GO) test -race -tags rigkernel -timeout $(TIMEOUT) -v -run TestGPUKernelRig ./cmd/agentvm
 
 lint: ## vet, staticcheck, formatting, tidiness, known vulnerabilities

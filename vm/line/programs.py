@@ -87,7 +87,7 @@ def clone(guest):
     host_key = "/etc/ssh/ssh_host_ed25519_key"
     waits = stat.S_ISFIFO(os.stat(host_key).st_mode)
     if waits:
-        say("login")  # as do connections, until sshd has its key
+        say("login")  # connections wait too, until sshd has its key
     write(host_key + ".pub", guest["host_key_public"] + "\n")
     write(guest["authorized_keys_file"], guest["authorized_keys"])
     if waits:
