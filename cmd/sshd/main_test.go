@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
-	"encoding/pem"
 	"errors"
 	"io"
 	"net"
@@ -18,6 +15,8 @@ import (
 
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 // TestMain lets the test binary be the program.
@@ -27,23 +26,6 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
-}
-
-func newKey(t *testing.T) (gossh.Signer, []byte) {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := gossh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, err := gossh.MarshalPrivateKey(private, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer, pem.EncodeToMemory(block)
 }
 
 // daemon is the program, running as who runs the test.
@@ -72,7 +54,7 @@ func start(t *testing.T, hostKey func(path string)) *daemon {
 	d := &daemon{t: t, user: me.Username, address: l.Addr().String(), hostKey: filepath.Join(dir, "key"), pidFile: filepath.Join(dir, "pid"), ended: make(chan struct{})}
 	hostKey(d.hostKey)
 	var authorized []byte
-	d.client, _ = newKey(t)
+	d.client, _ = testenv.NewKey(t)
 	authorized = gossh.MarshalAuthorizedKey(d.client.PublicKey())
 	keys := filepath.Join(dir, "authorized_keys")
 	if err := os.WriteFile(keys, authorized, 0o600); err != nil {
@@ -171,7 +153,7 @@ func TestHostKeyComes(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	key, pem := newKey(t)
+	key, pem := testenv.NewKey(t)
 	client := make(chan *gossh.Client)
 	go func() {
 		defer close(client)
@@ -223,7 +205,7 @@ func must[T any](v T, err error) T {
 // TestHostKeyChanges has one connection go on over a change of the host key,
 // and none see the old one after it, while others connect all the time.
 func TestHostKeyChanges(t *testing.T) {
-	first, pem := newKey(t)
+	first, pem := testenv.NewKey(t)
 	d := start(t, func(path string) { check(os.WriteFile(path, pem, 0o600)) })
 	old := d.mustDial(first)
 	s, err := old.NewSession()
@@ -249,7 +231,7 @@ func TestHostKeyChanges(t *testing.T) {
 			nc.Close()
 		}
 	}()
-	second, pem := newKey(t)
+	second, pem := testenv.NewKey(t)
 	check(os.WriteFile(d.hostKey, pem, 0o600))
 	check(os.Remove(d.pidFile))
 	check(d.cmd.Process.Signal(unix.SIGHUP))
@@ -273,7 +255,7 @@ func TestHostKeyChanges(t *testing.T) {
 
 // TestKilled leaves no worker that serves after its monitor.
 func TestKilled(t *testing.T) {
-	key, pem := newKey(t)
+	key, pem := testenv.NewKey(t)
 	d := start(t, func(path string) { check(os.WriteFile(path, pem, 0o600)) })
 	c := d.mustDial(key)
 	d.cmd.Process.Kill()

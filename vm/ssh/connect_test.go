@@ -7,6 +7,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 func TestConnectPinsTheHostKey(t *testing.T) {
@@ -58,7 +62,7 @@ func TestConnectRetriesWhileTheGuestBoots(t *testing.T) {
 
 func TestConnectTellsTheLastError(t *testing.T) {
 	g := newGuest(t)
-	other, _ := newKey(t)
+	other, _ := testenv.NewKey(t)
 	cfg := g.config()
 	cfg.Key = other
 	_, err := Connect(timeout(t, 3*time.Second), g.dial, cfg)
@@ -172,4 +176,17 @@ func TestConnectDialsAgainSoon(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+// TestCiphers: an emulated guest is asked for the cipher that it is quick at
+// first, and every guest may have the others.
+func TestCiphers(t *testing.T) {
+	var b bool
+	for emulated, first := range map[bool]string{false: gossh.CipherAES128GCM, true: gossh.CipherChaCha20Poly1305} {
+		key, _ := testenv.NewKey(t)
+		got := clientConfig(Config{HostKey: key.PublicKey(), Emulated: emulated}, &b, &b).Ciphers
+		if len(got) != 3 || got[0] != first {
+			t.Errorf("emulated: %v: %q", emulated, got)
+		}
+	}
 }

@@ -3,9 +3,6 @@ package ssh
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
-	"encoding/pem"
 	"fmt"
 	"net"
 	"os"
@@ -91,23 +88,6 @@ type guest struct {
 	procs []*exec.Cmd
 }
 
-func newKey(t testing.TB) (gossh.Signer, []byte) {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := gossh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, err := gossh.MarshalPrivateKey(private, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer, pem.EncodeToMemory(block)
-}
-
 // newGuest prepares a guest; extra lines go into sshd_config first, which is
 // OpenSSH's alone.
 func newGuest(t testing.TB, extra ...string) *guest {
@@ -117,8 +97,8 @@ func newGuest(t testing.TB, extra ...string) *guest {
 	dir := t.TempDir()
 	g := &guest{t: t, dir: dir, home: filepath.Join(dir, "home")}
 	var hostPEM []byte
-	g.key, _ = newKey(t)
-	g.hostKey, hostPEM = newKey(t)
+	g.key, _ = testenv.NewKey(t)
+	g.hostKey, hostPEM = testenv.NewKey(t)
 	if err := os.Mkdir(g.home, 0o700); err != nil {
 		t.Fatal(err)
 	}

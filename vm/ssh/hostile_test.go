@@ -13,6 +13,8 @@ import (
 
 	"github.com/pkg/sftp"
 	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/agentvm/agentvm/vm/testenv"
 )
 
 // hostile is an SFTP server that names its files as it likes.
@@ -70,7 +72,7 @@ func (h hostile) Fileread(*sftp.Request) (io.ReaderAt, error) { return strings.N
 func (h hostile) serve(t *testing.T) *Client {
 	t.Helper()
 	checkLeaks(t)
-	hostKey, _ := newKey(t)
+	hostKey, _ := testenv.NewKey(t)
 	near, far, err := socketPair()
 	if err != nil {
 		t.Fatal(err)

@@ -209,7 +209,7 @@ func TestProxyEndsClientsWithTheGuest(t *testing.T) {
 
 func TestProxyWithoutGuest(t *testing.T) {
 	checkLeaks(t)
-	key, _ := newKey(t)
+	key, _ := testenv.NewKey(t)
 	p := Proxy{HostKey: key, Upstream: func(context.Context) (*Client, error) { return nil, errors.New("it still boots") }}
 	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {

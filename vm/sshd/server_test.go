@@ -137,6 +137,21 @@ func TestTerminalIsHeld(t *testing.T) {
 	}
 }
 
+// forwarded is a connection to ln through a client's.
+func forwarded(t *testing.T, c *gossh.Client, ln net.Listener) (near, far net.Conn) {
+	t.Helper()
+	near, err := c.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err = ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { far.Close() })
+	return near, far
+}
+
 // TestForwardEnds has a client go away from ports and sockets that say nothing.
 func TestForwardEnds(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -149,15 +164,7 @@ func TestForwardEnds(t *testing.T) {
 		"connection": func(c *gossh.Client, _ net.Conn) { c.Close() },
 	} {
 		c, served := client(t)
-		near, err := c.Dial("tcp", ln.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		far, err := ln.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer far.Close()
+		near, far := forwarded(t, c, ln)
 		end(c, near)
 		far.SetReadDeadline(time.Now().Add(20 * time.Second))
 		if n, err := far.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
@@ -169,15 +176,7 @@ func TestForwardEnds(t *testing.T) {
 
 	// What was sent before the end arrives, as it does from a command in a pipe.
 	c, served := client(t)
-	near, err := c.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	far, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
+	near, far := forwarded(t, c, ln)
 	sent := bytes.Repeat([]byte("x"), 1<<20)
 	if _, err := near.Write(sent); err != nil {
 		t.Fatal(err)
