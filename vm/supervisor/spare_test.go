@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -67,9 +68,15 @@ func TestSpare(t *testing.T) {
 		each("login")
 		return nil
 	}
+	<-w.guests
+	w.guests <- fakeGuest{mortal: newMortal(), run: func(script string, _ io.Writer) (int, error) {
+		*w.machine.did = append(*w.machine.did, "run "+script)
+		return 0, nil
+	}}
 	l := begin(t, w, spare(t))
 	l.until(instance.Spare)
-	if want := []string{"resume", "pause"}; !slices.Equal(*w.machine.did, want) {
+	// One command has run before, so that its claimer's is not the first.
+	if want := []string{"resume", "run exec env true", "pause"}; !slices.Equal(*w.machine.did, want) {
 		t.Errorf("the machine did %q, want %q", *w.machine.did, want)
 	}
 	old := l.inst
@@ -81,7 +88,7 @@ func TestSpare(t *testing.T) {
 	if !s.Restored || s.Children["qemu"].PID == 0 || s.Children["virtiofsd-workspace"].PID == 0 {
 		t.Errorf("status %+v", s)
 	}
-	if want := []string{"resume", "pause", "resume", "plug 0 workspace"}; !slices.Equal(*w.machine.did, want) {
+	if want := []string{"resume", "run exec env true", "pause", "resume", "plug 0 workspace"}; !slices.Equal(*w.machine.did, want) {
 		t.Errorf("the machine did %q, want %q", *w.machine.did, want)
 	}
 	if want := []string{`become "test"`, `become "mine"`}; !slices.Equal(programs, want) {
