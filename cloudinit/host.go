@@ -22,8 +22,8 @@ type Facts struct {
 type Probe struct {
 	Root   string // prefix of every path read; "/" for the real host
 	Getenv func(string) string
-	// Git returns a value of the user's own Git configuration, or "".
-	Git func(ctx context.Context, key string) string
+	// Git returns the user's own Git configuration, by key.
+	Git func(ctx context.Context) map[string]string
 }
 
 // HostProbe looks at the machine and the user that this process belongs to.
@@ -38,7 +38,7 @@ func (p Probe) Facts(ctx context.Context) Facts {
 		Timezone: p.timezone(),
 		Locale:   p.locale(),
 		CAs:      cas,
-		Git:      Git{Name: p.identity(ctx, "user.name"), Email: p.identity(ctx, "user.email")},
+		Git:      p.identity(ctx),
 		Warnings: warnings,
 	}
 }
@@ -98,25 +98,32 @@ func assignment(lines, name string) string {
 
 // identity drops a value that no seed could carry: a broken host setting
 // must not keep a machine from starting.
-func (p Probe) identity(ctx context.Context, key string) string {
-	value := p.Git(ctx, key)
-	if noControl(value) != nil {
-		return ""
+func (p Probe) identity(ctx context.Context) Git {
+	values := p.Git(ctx)
+	for key, value := range values {
+		if noControl(value) != nil {
+			delete(values, key)
+		}
 	}
-	return value
+	return Git{Name: values["user.name"], Email: values["user.email"]}
 }
 
 // globalGit asks Git itself, which knows about includes and XDG paths. It
 // asks from the root directory, away from any repository: a workspace's own
 // configuration is the guest's to write.
-func globalGit(ctx context.Context, key string) string {
+func globalGit(ctx context.Context) map[string]string {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "git", "config", "--global", "--includes", "--get", key)
+	cmd := exec.CommandContext(ctx, "git", "config", "--global", "--includes", "--null", "--get-regexp", `^user\.(name|email)$`)
 	cmd.Dir = "/"
 	out, err := cmd.Output()
 	if err != nil {
-		return "" // no Git, no file, no such key
+		return nil // no Git, no file, no such key
 	}
-	return strings.TrimSpace(string(out))
+	values := map[string]string{}
+	for entry := range strings.SplitSeq(string(out), "\x00") {
+		key, value, _ := strings.Cut(entry, "\n")
+		values[key] = strings.TrimSpace(value) // of two the last counts, as for Git
+	}
+	return values
 }

@@ -35,7 +35,7 @@ func fakeHost(t *testing.T, files map[string]string, env map[string]string) Prob
 	return Probe{
 		Root:   root,
 		Getenv: func(name string) string { return env[name] },
-		Git:    func(context.Context, string) string { return "" },
+		Git:    func(context.Context) map[string]string { return nil },
 	}
 }
 
@@ -138,11 +138,32 @@ func TestLocale(t *testing.T) {
 
 func TestGitIdentityIsClean(t *testing.T) {
 	host := fakeHost(t, nil, nil)
-	host.Git = func(_ context.Context, key string) string {
-		return map[string]string{"user.name": "Ada", "user.email": "a\nb"}[key]
+	host.Git = func(context.Context) map[string]string {
+		return map[string]string{"user.name": "Ada", "user.email": "a\nb"}
 	}
 	if diff := cmp.Diff(Git{Name: "Ada"}, host.Facts(t.Context()).Git); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestGitIdentityOfTheHost(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("XDG_CONFIG_HOME", "")
+	for name, text := range map[string]string{
+		".gitconfig": "[user]\n\tname = Nobody\n[include]\n\tpath = who\n[username]\n\temail = other@example.org\n",
+		"who":        "[user]\n\tname = \" Ada  Lovelace\"\n\temail = ada@example.org\n",
+	} {
+		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(Git{Name: "Ada  Lovelace", Email: "ada@example.org"}, HostProbe().Facts(t.Context()).Git); diff != "" {
+		t.Error(diff)
+	}
+	t.Setenv("HOME", t.TempDir())
+	if git := HostProbe().Facts(t.Context()).Git; git.Name+git.Email != "" {
+		t.Errorf("without a configuration: %+v", git)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 
@@ -80,7 +79,7 @@ func (a *app) examine(ctx context.Context) ([]vm.Finding, error) {
 	machines := instances(instance.Store{Dirs: dirs}) // ends what is left of those
 	lists := [][]vm.Finding{
 		{platform(), runDirectory(dirs)},
-		qemu.Check(ctx, qemuBinary, qemu.AccelProbe{CacheDir: filepath.Join(dirs.Cache, "probes")}),
+		qemu.Check(ctx, qemuBinary, qemu.AccelProbe{Probes: probesIn(dirs.Cache)}),
 		share.Check(ctx),
 		images.Check(dirs.Images()),
 		machines,

@@ -26,6 +26,7 @@ import (
 	"github.com/agentvm/agentvm/vm/lifecycle"
 	"github.com/agentvm/agentvm/vm/line"
 	"github.com/agentvm/agentvm/vm/network"
+	"github.com/agentvm/agentvm/vm/probes"
 	"github.com/agentvm/agentvm/vm/qemu"
 	"github.com/agentvm/agentvm/vm/qmp"
 	"github.com/agentvm/agentvm/vm/saved"
@@ -40,9 +41,12 @@ const qemuBinary = "qemu-system-x86_64"
 // memoryFile is the guest's memory, which QEMU inherits from its supervisor.
 const memoryFile = "/proc/self/fd/3"
 
+// probesIn is where the answers of the host's programs are kept.
+func probesIn(cache string) probes.Store { return probes.Store(filepath.Join(cache, "probes")) }
+
 // probeQEMU asks QEMU what it can do, or says how to get one.
 func probeQEMU(ctx context.Context, cache string) (qemu.Caps, error) {
-	caps, err := qemu.Probe(ctx, qemuBinary, filepath.Join(cache, "probes"))
+	caps, err := qemu.Probe(ctx, qemuBinary, probesIn(cache))
 	if err != nil {
 		return caps, vm.WithHint(vm.Classify(vm.ErrHost, err), "agentvm doctor says what is missing and how to get it")
 	}
@@ -55,7 +59,7 @@ func chooseAccel(ctx context.Context, cache string, img *images.Image, runAs *vm
 	if err != nil {
 		return "", "", err
 	}
-	v, err := qemu.ProbeAccel(ctx, qemu.AccelProbe{Caps: caps, Kernel: img.Kernel(), RunAs: runAs, CacheDir: filepath.Join(cache, "probes")})
+	v, err := qemu.ProbeAccel(ctx, qemu.AccelProbe{Caps: caps, Kernel: img.Kernel(), RunAs: runAs, Probes: probesIn(cache)})
 	return v.Accel, v.Reason, err
 }
 
@@ -185,7 +189,7 @@ func (n *runningNetwork) Close() error {
 }
 
 func (p parts) Share(ctx context.Context, spec instance.Spec, s instance.Share, socket, log string) (supervisor.Share, error) {
-	caps, err := share.Probe(ctx)
+	caps, err := share.Probe(ctx, probesIn(p.cache))
 	if err != nil {
 		return nil, err
 	}

@@ -20,10 +20,15 @@ type Elsewhere struct {
 	Local string // the same libvirt's URI on that host
 }
 
+// Lengths are not theirs: counting to 254 makes an expression that takes
+// milliseconds to compile, at each start of the program.
 var (
-	hostRE = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]{0,252}[A-Za-z0-9_])?$`)
-	userRE = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._@+-]{0,252}$`)
+	hostRE = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?$`)
+	userRE = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._@+-]*$`)
 )
+
+// maxName is the longest name of a host or a user, in bytes.
+const maxName = 254
 
 // ParseElsewhere reads qemu+ssh://[USER@]HOST[:PORT]/system or /session.
 // It reports false for what is no address of another host.
@@ -44,13 +49,13 @@ func ParseElsewhere(text string) (Elsewhere, bool, error) {
 	}
 	e := Elsewhere{Text: text, Host: u.Hostname(), User: u.User.Username()}
 	_, password := u.User.Password()
-	if addr, err := netip.ParseAddr(e.Host); (err != nil || addr.Zone() != "") && !hostRE.MatchString(e.Host) {
+	if addr, err := netip.ParseAddr(e.Host); (err != nil || addr.Zone() != "") && (len(e.Host) > maxName || !hostRE.MatchString(e.Host)) {
 		return fail("use "+form, "%q is not a host's name", e.Host)
 	}
 	switch {
 	case password:
 		return fail("ssh asks for it, or uses a key", "a password does not belong into a URI")
-	case u.User != nil && !userRE.MatchString(e.User):
+	case u.User != nil && (len(e.User) > maxName || !userRE.MatchString(e.User)):
 		return fail("use "+form, "%q is not a user's name", e.User)
 	case u.Fragment != "":
 		return fail("use "+form, "it has a fragment")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/console"
+	"github.com/agentvm/agentvm/vm/probes"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,11 +28,11 @@ const (
 
 // AccelProbe asks whether hardware virtualization works.
 type AccelProbe struct {
-	Caps     Caps
-	Kernel   string    // a Linux bzImage to try with; "": the host's own, where it can be read
-	RunAs    *vm.Owner // who will run QEMU
-	CacheDir string    // keeps the verdict for this boot of the host; "": nowhere
-	Recheck  bool      // do not believe the cache
+	Caps    Caps
+	Kernel  string       // a Linux bzImage to try with; "": the host's own, where it can be read
+	RunAs   *vm.Owner    // who will run QEMU
+	Probes  probes.Store // keeps the verdict for this boot of the host
+	Recheck bool         // do not believe the cache
 }
 
 // AccelVerdict is the accelerator to use and why, for the user to read.
@@ -55,9 +56,8 @@ func ProbeAccel(ctx context.Context, p AccelProbe) (AccelVerdict, error) {
 	if v, ok := p.withoutBoot(); ok {
 		return v, nil
 	}
-	cache := cacheFile(p.CacheDir, "accel", p.key())
 	var v AccelVerdict
-	if !p.Recheck && readCache(cache, &v) && v.Accel != "" {
+	if !p.Recheck && p.Probes.Read("accel", p.key(), &v) && v.Accel != "" {
 		v.Cached = true
 		return v, nil
 	}
@@ -72,7 +72,7 @@ func ProbeAccel(ctx context.Context, p AccelProbe) (AccelVerdict, error) {
 	if err != nil {
 		return v, fmt.Errorf("try KVM: %w", err)
 	}
-	writeCache(cache, v)
+	p.Probes.Write("accel", p.key(), v)
 	return v, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/probes"
 	"github.com/agentvm/agentvm/vm/testenv"
 )
 
@@ -40,8 +41,8 @@ func TestAccelVerdictIsCached(t *testing.T) {
 	if err := os.WriteFile(kvmDevice, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := AccelProbe{Caps: Caps{Build: "b", Accels: []Accel{vm.AccelKVM}}, CacheDir: t.TempDir()}
-	writeCache(cacheFile(p.CacheDir, "accel", p.key()), AccelVerdict{Accel: vm.AccelKVM, Reason: "r"})
+	p := AccelProbe{Caps: Caps{Build: "b", Accels: []Accel{vm.AccelKVM}}, Probes: probes.Store(t.TempDir())}
+	p.Probes.Write("accel", p.key(), AccelVerdict{Accel: vm.AccelKVM, Reason: "r"})
 	v, err := ProbeAccel(t.Context(), p)
 	if err != nil || !v.Cached || v.Reason != "r" {
 		t.Errorf("%+v, %v", v, err)
@@ -97,7 +98,7 @@ func TestKernelBoots(t *testing.T) {
 
 func TestProbeAccelForReal(t *testing.T) {
 	caps := realCaps(t)
-	p := AccelProbe{Caps: caps, Kernel: testKernel(t), CacheDir: t.TempDir()}
+	p := AccelProbe{Caps: caps, Kernel: testKernel(t), Probes: probes.Store(t.TempDir())}
 	v, err := ProbeAccel(t.Context(), p)
 	if err != nil || v.Accel == "" || v.Reason == "" {
 		t.Fatalf("%+v, %v", v, err)

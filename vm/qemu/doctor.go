@@ -12,7 +12,7 @@ import (
 // p.Recheck, hardware virtualization is tried anew, which may take some
 // seconds.
 func Check(ctx context.Context, binary string, p AccelProbe) []vm.Finding {
-	caps, err := Probe(ctx, binary, p.CacheDir)
+	caps, err := Probe(ctx, binary, p.Probes)
 	if err != nil {
 		return []vm.Finding{{Name: "QEMU", Status: vm.FindingFail, Detail: err.Error(), Fix: vm.Hint(err)}}
 	}

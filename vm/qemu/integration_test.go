@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/probes"
 	"github.com/agentvm/agentvm/vm/qmp"
 	"github.com/agentvm/agentvm/vm/testenv"
 )
@@ -22,7 +23,7 @@ import (
 func realCaps(t *testing.T) Caps {
 	t.Helper()
 	testenv.RequireQEMU(t)
-	caps, err := Probe(t.Context(), Binary, t.TempDir())
+	caps, err := Probe(t.Context(), Binary, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +78,7 @@ func connect(t *testing.T, p *Process, m vm.Machine) *qmp.Client {
 func TestProbeRealQEMU(t *testing.T) {
 	testenv.RequireQEMU(t)
 	dir := t.TempDir()
-	first, err := Probe(t.Context(), Binary, dir)
+	first, err := Probe(t.Context(), Binary, probes.Store(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +98,7 @@ func TestProbeRealQEMU(t *testing.T) {
 		return fi.ModTime()
 	}
 	written := kept()
-	again, err := Probe(t.Context(), Binary, dir)
+	again, err := Probe(t.Context(), Binary, probes.Store(dir))
 	if err != nil || again.Build != first.Build || len(again.Devices) != len(first.Devices) {
 		t.Errorf("the cache answers %+v, %v", again, err)
 	}

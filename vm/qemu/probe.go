@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/probes"
 	"github.com/agentvm/agentvm/vm/qmp"
 	goqemu "github.com/digitalocean/go-qemu/qmp"
 	"golang.org/x/sys/unix"
@@ -26,28 +27,26 @@ const probeTimeout = 15 * time.Second
 const installQEMU = "sudo apt-get install qemu-system-x86 qemu-utils"
 
 // Probe asks a QEMU binary, by name or path, what it can do. The answer is
-// kept in cacheDir under the binary's identity and asked for again when the
-// file changes; with cacheDir "" it is always asked for. It runs QEMU for
-// about 0.2 s, without a guest and without touching the host.
-func Probe(ctx context.Context, binary, cacheDir string) (Caps, error) {
+// kept under the binary's build and asked for again when the file changes. It
+// runs QEMU for about 0.2 s, without a guest and without touching the host.
+func Probe(ctx context.Context, binary string, known probes.Store) (Caps, error) {
 	path, build, err := identify(binary)
 	if err != nil {
 		return Caps{}, err
 	}
 	var caps Caps
-	cache := cacheFile(cacheDir, "qemu-caps", build)
-	if !readCache(cache, &caps) || caps.Build != build {
+	if !known.Read("qemu-caps", build, &caps) || caps.Build != build {
 		if caps, err = ask(ctx, path); err != nil {
 			return Caps{}, err
 		}
 		caps.Build = build
-		writeCache(cache, caps)
+		known.Write("qemu-caps", build, caps)
 	}
 	caps.UEFI = FindUEFI(os.DirFS("/"), caps.Machine)
 	return caps, nil
 }
 
-// identify finds a binary and names its exact build by path, time and size.
+// identify finds a binary and names its build.
 func identify(binary string) (path, build string, err error) {
 	path, err = exec.LookPath(binary)
 	if err == nil {
@@ -59,11 +58,10 @@ func identify(binary string) (path, build string, err error) {
 	if err != nil {
 		return "", "", vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("find QEMU: %w", err)), installQEMU)
 	}
-	info, err := os.Stat(path)
-	if err != nil {
+	if build, err = probes.Build(path); err != nil {
 		return "", "", fmt.Errorf("find QEMU: %w", err)
 	}
-	return path, fmt.Sprintf("%s %d %d", path, info.ModTime().UnixNano(), info.Size()), nil
+	return path, build, nil
 }
 
 // ask runs the binary with no machine and questions it over QMP.

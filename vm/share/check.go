@@ -27,7 +27,7 @@ func Check(ctx context.Context, paths ...string) []vm.Finding {
 
 func checkVirtiofsd(ctx context.Context, paths []string) vm.Finding {
 	f := vm.Finding{Name: "virtiofsd", Status: vm.FindingOK}
-	caps, err := Probe(ctx, paths...)
+	caps, err := Probe(ctx, "", paths...)
 	if err != nil {
 		f.Status, f.Detail, f.Fix = vm.FindingFail, err.Error(), installHint
 		return f

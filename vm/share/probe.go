@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/probes"
 )
 
 // Flavour is one of the two programs named virtiofsd.
@@ -54,8 +55,9 @@ var DefaultPaths = []string{
 }
 
 // Probe asks the first virtiofsd that answers among paths, or among
-// DefaultPaths when none are given, what it is.
-func Probe(ctx context.Context, paths ...string) (Caps, error) {
+// DefaultPaths when none are given, what it is. The answer is kept under the
+// program's build and asked for again when the file changes.
+func Probe(ctx context.Context, known probes.Store, paths ...string) (Caps, error) {
 	if len(paths) == 0 {
 		paths = DefaultPaths
 	}
@@ -68,7 +70,7 @@ func Probe(ctx context.Context, paths ...string) (Caps, error) {
 		if path, err = filepath.Abs(path); err != nil {
 			return Caps{}, fmt.Errorf("look for virtiofsd: %w", err)
 		}
-		caps, err := ask(ctx, path)
+		caps, err := know(ctx, known, path)
 		if err == nil {
 			return caps, nil
 		}
@@ -79,6 +81,21 @@ func Probe(ctx context.Context, paths ...string) (Caps, error) {
 	}
 	err := fmt.Errorf("look for virtiofsd in %s: %w", strings.Join(paths, ", "), ErrNoVirtiofsd)
 	return Caps{}, vm.WithHint(vm.Classify(vm.ErrHost, err), installHint)
+}
+
+// know returns what is known of one virtiofsd, or asks it.
+func know(ctx context.Context, known probes.Store, path string) (caps Caps, err error) {
+	build, err := probes.Build(path)
+	if err != nil {
+		return caps, fmt.Errorf("look for virtiofsd: %w", err)
+	}
+	if known.Read("virtiofsd-caps", build, &caps) && caps.Path == path {
+		return caps, nil
+	}
+	if caps, err = ask(ctx, path); err == nil {
+		known.Write("virtiofsd-caps", build, caps)
+	}
+	return caps, err
 }
 
 // ask runs one virtiofsd three times, each of which only prints. It runs

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/probes"
 )
 
 func TestParseCaps(t *testing.T) {
@@ -58,13 +59,47 @@ func TestParseCaps(t *testing.T) {
 }
 
 func TestProbeNothing(t *testing.T) {
-	_, err := Probe(t.Context(), "/none/virtiofsd")
+	_, err := Probe(t.Context(), "", "/none/virtiofsd")
 	if !errors.Is(err, ErrNoVirtiofsd) || !errors.Is(err, vm.ErrHost) || !strings.Contains(vm.Hint(err), "apt-get install") {
 		t.Errorf("err = %v, hint %q", err, vm.Hint(err))
 	}
-	_, err = Probe(t.Context(), "/bin/true")
+	_, err = Probe(t.Context(), "", "/bin/true")
 	if err == nil || !errors.Is(err, vm.ErrHost) {
 		t.Errorf("of something else: %v", err)
+	}
+}
+
+// What is known of a program is not asked for again, until the program is another.
+func TestProbeIsKept(t *testing.T) {
+	known, path := probes.Store(t.TempDir()), filepath.Join(t.TempDir(), "virtiofsd")
+	asked := path + ".asked"
+	install := func(version string) {
+		t.Helper()
+		script := "#!/bin/sh\necho >>" + asked + `
+case $1 in
+--print-capabilities) echo '{"type": "fs"}' ;;
+--version) echo ` + version + ` ;;
+--help) printf '      --shared-dir <path>\n      --fd <fd>\n' ;;
+esac
+`
+		if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		install, want string
+		asked         int // in all
+	}{{"one", "one", 3}, {"", "one", 3}, {"another", "another", 6}, {"", "another", 6}} {
+		if step.install != "" {
+			install(step.install)
+		}
+		caps, err := Probe(t.Context(), known, path)
+		if err != nil || caps.Version != step.want || caps.Flavour != FlavourRust {
+			t.Fatalf("%+v, %v", caps, err)
+		}
+		if b, _ := os.ReadFile(asked); len(b) != step.asked {
+			t.Errorf("asked %d times, want %d", len(b), step.asked)
+		}
 	}
 }
 

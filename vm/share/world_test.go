@@ -30,11 +30,11 @@ func TestMain(m *testing.M) {
 func flavours(t testing.TB) map[string]Caps {
 	t.Helper()
 	all := map[string]Caps{}
-	if caps, err := Probe(t.Context()); err == nil {
+	if caps, err := Probe(t.Context(), ""); err == nil {
 		all[string(caps.Flavour)] = caps
 	}
 	if _, ok := all[string(FlavourRust)]; !ok {
-		caps, err := Probe(t.Context(), rustVirtiofsd(t))
+		caps, err := Probe(t.Context(), "", rustVirtiofsd(t))
 		if err != nil {
 			t.Fatal(err)
 		}

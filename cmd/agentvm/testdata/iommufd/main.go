@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/probes"
 	"github.com/agentvm/agentvm/vm/qemu"
 )
 
@@ -18,7 +19,7 @@ func main() {
 		fmt.Println(err)
 		return
 	}
-	caps, err := qemu.Probe(context.Background(), "qemu-system-x86_64", os.Args[1])
+	caps, err := qemu.Probe(context.Background(), "qemu-system-x86_64", probes.Store(os.Args[1]))
 	if err != nil {
 		fmt.Println(err)
 		return
