@@ -105,7 +105,7 @@ func (h *fakeHost) DialContext(ctx context.Context, network, address string) (ne
 		return nil, err
 	}
 	defer ln.Close()
-	c, err := net.Dial("tcp", ln.Addr().String())
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", ln.Addr().String())
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +149,34 @@ func mustPolicy(t testing.TB, services []Service, rules ...string) *Policy {
 // publicAddr is an address that no rule protects.
 var publicAddr = netip.MustParseAddr("93.184.215.14")
 
+// serveNetwork starts a network that waits for its guest at a unix socket.
+func serveNetwork(t testing.TB, cfg Config) (n *Network, socket string) {
+	t.Helper()
+	n, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	socket = filepath.Join(t.TempDir(), "net.sock")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- n.Serve(context.Background(), ln) }()
+	t.Cleanup(func() {
+		_ = n.Close()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return n, socket
+}
+
 // newGuest starts a network with a policy and connects a guest with its
 // address set. Everything ends with the test, which fails on a leak.
 func newGuest(t testing.TB, policy *Policy, change ...func(*Config)) *testGuest {
@@ -166,28 +194,8 @@ func newGuest(t testing.TB, policy *Policy, change ...func(*Config)) *testGuest 
 	for _, c := range change {
 		c(&cfg)
 	}
-	n, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "net.sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- n.Serve(context.Background(), ln) }()
-	t.Cleanup(func() {
-		_ = n.Close()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	conn, err := net.Dial("unix", ln.Addr().String())
+	n, socket := serveNetwork(t, cfg)
+	conn, err := net.Dial("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +231,8 @@ func (g *testGuest) start() {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for pkt := g.ch.ReadContext(ctx); pkt != nil; pkt = g.ch.ReadContext(ctx) {
-			g.sendFrame(pkt.ToView().AsSlice())
+			frame := withLength(pkt.AsSlices())
+			_, _ = frame.WriteTo(g.conn)
 			pkt.DecRef()
 		}
 	})
@@ -234,7 +243,7 @@ func (g *testGuest) start() {
 			if err != nil {
 				return
 			}
-			pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(append([]byte(nil), buf[:n]...))})
+			pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(buf[:n])})
 			g.ch.InjectInbound(0, pkt)
 			pkt.DecRef()
 		}
@@ -248,9 +257,14 @@ func (g *testGuest) start() {
 	})
 }
 
-func (g *testGuest) sendFrame(frame []byte) {
-	b := binary.BigEndian.AppendUint32(nil, uint32(len(frame)))
-	_, _ = g.conn.Write(append(b, frame...))
+func (g *testGuest) sendFrame(frame []byte) { _, _ = g.conn.Write(framed(frame)) }
+
+// framed puts frames on a stream as QEMU does.
+func framed(frames ...[]byte) (stream []byte) {
+	for _, f := range frames {
+		stream = append(binary.BigEndian.AppendUint32(stream, uint32(len(f))), f...)
+	}
+	return stream
 }
 
 func (g *testGuest) dial(addr netip.Addr, port uint16) (net.Conn, error) {

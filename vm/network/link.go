@@ -2,6 +2,7 @@ package network
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,8 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
 const (
@@ -25,22 +24,13 @@ const (
 	stallTimeout = 200 * time.Millisecond
 )
 
-// guestLink stands between QEMU's socket and the switch of gvisor-tap-vsock.
-// The switch trusts its peers: it allocates what a length says, indexes into
-// short frames and remembers every source MAC address. guestLink hands it
-// whole frames that passed the filter only.
-//
-// Write never fails: the switch forgets a connection whose write fails while
-// frames of it are still being read, and later trips over it.
+// guestLink carries frames over one connection of QEMU's. It lets through what
+// passes the filter, one way, and what the guest takes in time, the other.
 type guestLink struct {
-	net.Conn
-	frames  *bufio.Reader
+	conn    net.Conn
 	filter  *frameFilter
 	dropped func(*drop)
 	stats   *counters
-
-	pending []byte // rest of the frame that Read is handing out
-	buf     []byte
 
 	writeMu sync.Mutex
 	unsent  []byte // rest of a frame that was cut by a timeout
@@ -48,50 +38,26 @@ type guestLink struct {
 }
 
 func newGuestLink(conn net.Conn, filter *frameFilter, stats *counters, dropped func(*drop)) *guestLink {
-	return &guestLink{
-		Conn:    conn,
-		frames:  bufio.NewReaderSize(conn, 4*maxFrame),
-		filter:  filter,
-		dropped: dropped,
-		stats:   stats,
-		pending: introduction(filter),
-		buf:     make([]byte, frameHeaderSize+maxFrame),
-	}
+	return &guestLink{conn: conn, filter: filter, dropped: dropped, stats: stats}
 }
 
-// introduction returns a first frame in the guest's name, of a type that the
-// stack ignores. The switch sends only to cards that it has heard, and a guest
-// that was restored from a snapshot may wait for the host to speak first.
-func introduction(f *frameFilter) []byte {
-	const localExperimental = 0x88b5 // IEEE 802, EtherType for private use
-	b := make([]byte, frameHeaderSize+60)
-	binary.BigEndian.PutUint32(b, 60)
-	header.Ethernet(b[frameHeaderSize:]).Encode(&header.EthernetFields{
-		SrcAddr: f.guestMAC, DstAddr: f.gatewayMAC, Type: localExperimental,
-	})
-	return b
-}
-
-// Read hands out length and frame of the frames that pass.
-func (l *guestLink) Read(p []byte) (int, error) {
-	for len(l.pending) == 0 {
-		n, err := readFrame(l.frames, l.buf[frameHeaderSize:])
+// receive hands the guest's frames to deliver, which must not keep them, until
+// the connection ends.
+func (l *guestLink) receive(deliver func(frame []byte)) error {
+	frames, buf := bufio.NewReaderSize(l.conn, 4*maxFrame), make([]byte, maxFrame)
+	for {
+		n, err := readFrame(frames, buf)
 		if err != nil {
-			return 0, err
+			return err
 		}
-		frame := l.buf[frameHeaderSize : frameHeaderSize+n]
 		l.stats.framesIn.Add(1)
-		if d := l.filter.check(frame); d != nil {
+		if d := l.filter.check(buf[:n]); d != nil {
 			l.stats.framesDropped.Add(1)
 			l.dropped(d)
 			continue
 		}
-		binary.BigEndian.PutUint32(l.buf, uint32(n))
-		l.pending = l.buf[:frameHeaderSize+n]
+		deliver(buf[:n])
 	}
-	n := copy(p, l.pending)
-	l.pending = l.pending[n:]
-	return n, nil
 }
 
 var errFrameSize = errors.New("frame longer than QEMU sends")
@@ -112,33 +78,42 @@ func readFrame(r io.Reader, buf []byte) (int, error) {
 	return int(n), nil
 }
 
-// Write sends one frame with its length, or drops it.
-func (l *guestLink) Write(p []byte) (int, error) {
+// send sends one frame, which comes in pieces, or drops it.
+func (l *guestLink) send(pieces [][]byte) {
 	l.writeMu.Lock()
 	defer l.writeMu.Unlock()
 	timeout := stallTimeout
 	if l.stalled {
 		timeout = time.Millisecond
 	}
-	_ = l.Conn.SetWriteDeadline(time.Now().Add(timeout))
+	_ = l.conn.SetWriteDeadline(time.Now().Add(timeout))
 	if len(l.unsent) > 0 {
-		n, err := l.Conn.Write(l.unsent)
+		n, err := l.conn.Write(l.unsent)
 		l.unsent = l.unsent[n:]
 		if err != nil {
 			l.fail(err)
-			return len(p), nil
+			return
 		}
 	}
-	n, err := l.Conn.Write(p)
+	rest := withLength(pieces)
+	n, err := rest.WriteTo(l.conn) // takes what it wrote off rest
 	if err == nil {
 		l.stalled = false
-		return len(p), nil
+		return
 	}
 	if n > 0 {
-		l.unsent = append(l.unsent[:0], p[n:]...)
+		l.unsent = bytes.Join(rest, nil)
 	}
 	l.fail(err)
-	return len(p), nil
+}
+
+// withLength puts a frame's length before its pieces.
+func withLength(pieces [][]byte) net.Buffers {
+	size := 0
+	for _, p := range pieces {
+		size += len(p)
+	}
+	return append(net.Buffers{binary.BigEndian.AppendUint32(nil, uint32(size))}, pieces...)
 }
 
 // fail ends the connection unless the guest is merely slow; the reader then
@@ -149,7 +124,7 @@ func (l *guestLink) fail(err error) {
 		l.stalled = true
 		return
 	}
-	_ = l.Conn.Close()
+	_ = l.conn.Close()
 }
 
 // counters are the figures behind Stats.

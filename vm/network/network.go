@@ -12,9 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/containers/gvisor-tap-vsock/pkg/tap"
-	"github.com/containers/gvisor-tap-vsock/pkg/types"
-	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
@@ -80,7 +77,7 @@ type Network struct {
 	stats  counters
 
 	stack   *stack.Stack
-	sw      *tap.Switch
+	card    *card
 	serving sync.Mutex // held while a guest is connected
 
 	cancel   context.CancelFunc
@@ -91,11 +88,11 @@ type Network struct {
 
 // New starts a network. It runs until Close; Serve connects the guest to it.
 func New(cfg Config) (*Network, error) {
-	silence()
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
-	s, sw, err := newStack(cfg)
+	c := newCard(cfg.MTU)
+	s, err := newStack(cfg, c)
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
@@ -107,7 +104,7 @@ func New(cfg Config) (*Network, error) {
 		out:    &outbound{resolver: newHostResolver(cfg.Resolver), dialer: cfg.Dialer, proxy: cfg.Proxy, own: hostAddrs},
 		rec:    newRecorder(cfg.Log),
 		flows:  flowTable{flows: make(map[*flow]struct{})},
-		stack:  s, sw: sw,
+		stack:  s, card: c,
 		cancel: cancel, done: ctx.Done(),
 	}
 	n.filter = newFrameFilter(cfg)
@@ -248,8 +245,9 @@ func (n *Network) Serve(ctx context.Context, ln net.Listener) error {
 // carry moves frames between the guest and the stack until one end is gone.
 func (n *Network) carry(ctx context.Context, conn net.Conn) {
 	link := newGuestLink(conn, n.filter, &n.stats, n.recordDrop)
+	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	err := n.sw.Accept(ctx, link, types.QemuProtocol)
+	err := n.card.connect(link)
 	if err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
 		n.logger.Warn("the guest's network connection has ended", "error", err)
 	}
@@ -325,7 +323,3 @@ func (n *Network) shutdown() error {
 	n.stack.Destroy()
 	return err
 }
-
-// silence keeps gvisor-tap-vsock from writing to the process's standard error
-// through logrus's global logger, which nothing else here uses.
-var silence = sync.OnceFunc(func() { logrus.SetOutput(io.Discard) })

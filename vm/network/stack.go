@@ -6,9 +6,9 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/link/ethernet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -30,25 +30,17 @@ const (
 )
 
 // newStack makes a stack that is the gateway and, promiscuously, everything
-// behind it, connected to a switch of its own.
-func newStack(cfg Config) (*stack.Stack, *tap.Switch, error) {
-	link, err := tap.NewLinkEndpoint(false, uint32(cfg.MTU), gatewayMAC, cfg.Gateway.String(), nil)
-	if err != nil {
-		return nil, nil, fmt.Errorf("link endpoint: %w", err)
-	}
-	sw := tap.NewSwitch(false)
-	link.Connect(sw)
-	sw.Connect(link)
-
+// behind it, and reaches the guest through the card.
+func newStack(cfg Config, c *card) (*stack.Stack, error) {
 	s := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
 	})
-	if err := configureStack(s, link, cfg); err != nil {
+	if err := configureStack(s, ethernet.New(c), cfg); err != nil {
 		s.Destroy()
-		return nil, nil, err
+		return nil, err
 	}
-	return s, sw, nil
+	return s, nil
 }
 
 func configureStack(s *stack.Stack, link stack.LinkEndpoint, cfg Config) error {
