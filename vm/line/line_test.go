@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,29 +53,42 @@ for name, f in list(globals().items()):
                 raise NameError(f"{name} uses {i.argval}")
 `
 
-// TestListener talks to the real listener, on a socket instead of a port, and
-// without the rights to set the clock.
-func TestListener(t *testing.T) {
+// listener runs the real listener, on a socket instead of a port, and without
+// the rights to set the clock. The channel has its process, then its end.
+func listener(t *testing.T) (*Line, <-chan *os.Process) {
+	t.Helper()
 	const python = "/usr/bin/python3"
 	testenv.Require(t, python)
-	if !strings.Contains(Listener, `"`+Port+`"`) {
-		t.Errorf("the listener looks for another port than %s", Port)
-	}
 	program := strings.NewReplacer("def port():", "def port():\n    return '/dev/null'\n", "os.open(port(), os.O_RDWR)", "3",
 		"def awake(now, entropy):", "def awake(now, entropy):\n    global heard\n    heard = now, len(entropy)\n    return\n").Replace(Listener)
-	l := guest(t, func(c net.Conn) {
+	processes := make(chan *os.Process, 1)
+	return guest(t, func(c net.Conn) {
+		defer close(processes)
 		f, err := c.(*net.UnixConn).File()
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		defer f.Close()
+		c.Close() // f is another descriptor
 		cmd := exec.Command(python, "-c", program)
 		cmd.ExtraFiles, cmd.Stderr = []*os.File{f}, os.Stderr
-		if err := cmd.Run(); err != nil {
+		if err := cmd.Start(); err != nil {
+			t.Error(err)
+			return
+		}
+		processes <- cmd.Process
+		if err := cmd.Wait(); err != nil {
 			t.Error(err)
 		}
-	})
+	}), processes
+}
+
+func TestListener(t *testing.T) {
+	if !strings.Contains(Listener, `"`+Port+`"`) {
+		t.Errorf("the listener looks for another port than %s", Port)
+	}
+	l, _ := listener(t)
 	if err := l.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -124,6 +138,49 @@ func TestListener(t *testing.T) {
 	var entropy int
 	if _, err := fmt.Sscan(got[0], &now, &entropy); err != nil || entropy != 32 || math.Abs(now-float64(time.Now().Unix())) > 60 {
 		t.Errorf("the guest was told %q: %v", got[0], err)
+	}
+}
+
+// What a clone leaves for later is done when the host has hung up and the first
+// commands are over, or when the listener is told to end.
+func TestListenerSettles(t *testing.T) {
+	t.Parallel()
+	for name, stop := range map[string]bool{"left alone": false, "stopped": true} {
+		t.Run(name, func(t *testing.T) {
+			l, processes := listener(t)
+			done := filepath.Join(t.TempDir(), "done")
+			program := fmt.Sprintf(`
+def log(*words, **options):
+    with open(%q, "a") as f:
+        print(*words[0], file=f)
+subprocess.run = log
+shutil.rmtree = lambda path, ignore_errors: log(["rm", path])
+atexit.register(settle)
+`, done)
+			if err := l.Run(t.Context(), program, nil); err != nil {
+				t.Fatal(err)
+			}
+			process := <-processes
+			began := time.Now()
+			l.Close()
+			if stop {
+				time.Sleep(500 * time.Millisecond) // it comes to wait
+				if text, _ := os.ReadFile(done); len(text) > 0 {
+					t.Errorf("done at once:\n%s", text)
+				}
+				if err := process.Signal(syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+			}
+			<-processes
+			if took := time.Since(began); !stop && took < 1900*time.Millisecond {
+				t.Errorf("ended after %v", took)
+			}
+			const want = "udevadm control --start-exec-queue\nrm /run/log/journal\nsystemctl restart --no-block systemd-journald\n"
+			if text, err := os.ReadFile(done); err != nil || string(text) != want {
+				t.Errorf("done:\n%s(%v), want:\n%s", text, err, want)
+			}
+		})
 	}
 }
 

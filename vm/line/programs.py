@@ -75,8 +75,14 @@ def hand_over_key(path, key):
     os.close(pipe)
 
 
-def new_journal():
-    """What the journal has is the template's, under its boot and its machine's ids."""
+def settle():
+    """What can wait until the machine is in use, and its first command over: it is
+    work for seconds in which nothing needs it. Its end is waited for by whoever
+    stops this program."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    signal.sigtimedwait([signal.SIGTERM], 2)
+    subprocess.run(["udevadm", "control", "--start-exec-queue"])
+    # What the journal has is the template's, under its boot and its machine's ids.
     shutil.rmtree("/run/log/journal", ignore_errors=True)
     subprocess.run(["systemctl", "restart", "--no-block", "systemd-journald"])
 
@@ -104,8 +110,7 @@ def clone(guest):
     name_it(guest)
     new_boot()
     mounting.join()
-    # Not while somebody waits: when the host hangs up.
-    atexit.register(new_journal)
+    atexit.register(settle)  # when the host hangs up
 
 
 def claim(guest):

@@ -14,7 +14,7 @@ grep -q '"errors": \[\]' /run/cloud-init/result.json || { cat /run/cloud-init/re
 until ip -4 -o address show scope global | grep -q . && [ -s /run/sshd.pid ]; do sleep 0.2; done
 until [ -z "$(systemctl list-jobs --no-legend)" ]; do sleep 0.2; done
 udevadm settle
-modprobe -q virtio_balloon || :
+for module in virtio_balloon virtiofs; do modprobe -q $module || :; done
 umount /var/lib/cloud/seed/nocloud
 rm -rf /var/lib/cloud/instance /var/lib/cloud/instances/* /var/lib/cloud/data/* /run/cloud-init/instance-data*.json \
 	/run/cloud-init/combined-cloud-config.json /run/cloud-init/.instance-id
@@ -39,5 +39,8 @@ for program in /usr/lib/guest/sshd /bin/bash /bin/sh; do
 	echo "$program"
 	ldd "$program" | grep -o '/[^ ]*' || : # the first has none
 done | sort -u | xargs cat >/dev/null
+# Events of what is plugged in wait until the machine is in use (package line).
+# The kernel has it working without; the rules of udev are programs to translate.
+udevadm control --stop-exec-queue
 echo 1 >/proc/sys/vm/compact_memory
 sleep 5
