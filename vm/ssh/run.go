@@ -15,6 +15,8 @@ import (
 
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/agentvm/agentvm/vm/ssh/wire"
 )
 
 // Command is one program to run in the guest.
@@ -170,6 +172,13 @@ func (s *session) start(ctx context.Context, line string) error {
 		if !ok {
 			return errors.New("the guest gives no terminal")
 		}
+	}
+	if len(s.cmd.Argv) > 0 {
+		p := wire.Program{Argv: s.cmd.Argv, Dir: s.cmd.Dir}
+		if ok, err := s.client.request(ctx, s.ch, wire.ProgramRequest, p.Marshal()); ok || err != nil {
+			return err
+		}
+		// It takes a shell, there or in general.
 	}
 	request, payload := "exec", gossh.Marshal(&execMsg{line})
 	if line == "" {

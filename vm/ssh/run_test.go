@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -75,6 +76,62 @@ func TestRunDirectoryAndEnvironment(t *testing.T) {
 		}
 		if out, _, _ := output(t, c, Command{Env: env, Argv: []string{"sh", "-c", "tr '\\0' ' ' </proc/$PPID/cmdline; cat /proc/$$/cmdline"}}); strings.Contains(out, "s3cr3t") {
 			t.Errorf("a secret is in an argument: %q", out)
+		}
+	})
+}
+
+// A program that is run by its arguments sees what it would see if the user's
+// shell had started it, whether the shell has or not.
+func TestRunAsTheShellWould(t *testing.T) {
+	both(t, func(t *testing.T, g *guest, c *Client) {
+		dir := filepath.Join(g.home, "dir")
+		script, tool := filepath.Join(dir, "script"), filepath.Join(dir, "tool")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for path, text := range map[string]string{script: "echo no interpreter $1\n", tool: "#!/bin/sh\npwd; echo $0\n"} {
+			if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rc := filepath.Join(g.home, ".bashrc")
+		for _, startup := range []string{"", "[ -z \"$PS1\" ] && return\nexport SEEN=never\n", "export SEEN=always\n"} {
+			os.Remove(rc)
+			if startup != "" {
+				if err := os.WriteFile(rc, []byte(startup), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, in := range []string{"", dir, dir + "/../dir/", "dir"} {
+				cd := ""
+				if in != "" {
+					cd = "cd -- " + in + " && "
+				}
+				env := map[string]string{"PATH": dir + ":/usr/bin:/bin", "SSH_CLIENT": "192.0.2.1 1 22"} // bash looks for the second
+				sorted := func(c *Client, cmd Command) string {
+					out, _, _ := output(t, c, cmd)
+					lines := strings.Split(out, "\n")
+					slices.Sort(lines)
+					return strings.Join(lines, "\n")
+				}
+				got, want := sorted(c, Command{Argv: []string{"env"}, Dir: in, Env: env}), sorted(c, Command{Shell: cd + "exec -- env", Env: env})
+				if got != want || strings.Contains(got, "SEEN=always") != strings.Contains(startup, "always") {
+					t.Errorf("after %q, in %q: the environment is\n%s\nand by the shell\n%s", startup, in, got, want)
+				}
+				// OpenSSH's server does not take a PATH.
+				if got, _, _ := output(t, c, Command{Argv: []string{"tool"}, Dir: in, Env: env}); ours && !strings.HasSuffix(got, "\n"+tool+"\n") {
+					t.Errorf("in %q: %q", in, got)
+				}
+			}
+			if got, _, _ := output(t, c, Command{Argv: []string{"./script", "at all"}, Dir: dir}); got != "no interpreter at all\n" {
+				t.Errorf("a script without its interpreter's name says %q", got)
+			}
+			if _, errOut, status := output(t, c, Command{Argv: []string{"nothing-such"}}); status.Code != 127 || !strings.Contains(errOut, "not found") {
+				t.Errorf("a program that is not there: %+v, %q", status, errOut)
+			}
+			if _, errOut, status := output(t, c, Command{Argv: []string{"true"}, Dir: "nowhere"}); status.Code != 1 || !strings.Contains(errOut, "nowhere") {
+				t.Errorf("a directory that is not there: %+v, %q", status, errOut)
+			}
 		}
 	})
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/agentvm/agentvm/vm/ssh/wire"
 )
 
 // splice joins a channel of a local client (down) with one of the guest (up).
@@ -115,7 +117,7 @@ func (s *splice) requestUp(r *gossh.Request) {
 	defer s.replyMu.Unlock()
 	ok := false
 	if s.filter(r) {
-		starts := r.Type == "exec" || r.Type == "shell" || r.Type == "subsystem"
+		starts := wire.Starts(r.Type)
 		// The outcome of a start matters here even if the client does not ask.
 		ok, _ = s.up.SendRequest(r.Type, r.WantReply || starts, r.Payload)
 		if starts && ok {

@@ -1,12 +1,14 @@
 package sshd
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +17,8 @@ import (
 
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/agentvm/agentvm/vm/ssh/wire"
 )
 
 // Most of what a client sees is tested in package ssh, with OpenSSH's server
@@ -28,6 +32,12 @@ func TestMain(m *testing.M) {
 
 // client logs in to a server; served is closed when that is done with it.
 func client(t *testing.T) (c *gossh.Client, served chan struct{}) {
+	t.Helper()
+	return clientOf(t, User{Home: t.TempDir(), Shell: "/bin/sh"})
+}
+
+// clientOf is client for a user who has this user's name.
+func clientOf(t *testing.T, u User) (c *gossh.Client, served chan struct{}) {
 	t.Helper()
 	me, err := user.Current()
 	if err != nil {
@@ -45,8 +55,9 @@ func client(t *testing.T) (c *gossh.Client, served chan struct{}) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	u.Name = me.Username
 	s := Server{
-		User: User{Name: me.Username, Home: t.TempDir(), Shell: "/bin/sh"}, HostKey: hostKey,
+		User: u, HostKey: hostKey,
 		AuthorizedKeys: func() ([]byte, error) { return gossh.MarshalAuthorizedKey(key.PublicKey()), nil },
 	}
 	served = make(chan struct{})
@@ -232,6 +243,82 @@ func TestEnviron(t *testing.T) {
 	}
 	if slices.Contains(lines, "HOME=/nowhere") {
 		t.Error("the home directory is the client's")
+	}
+}
+
+func TestStartupFilePasses(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":              true,
+		"# nothing\n\n": true,
+		"[ -z \"${PS1-}\" ] && return\nexport A=1":                                   true,
+		"# Debian's\n\n  [ -z  \"$PS1\" ]  && return\n\nexport A=1\n":                true,
+		"case $- in\n    *i*) ;;\n      *) return;;\nesac\nexport A=1\n":             true,
+		"case $- in\n    *i*) ;;\n      *) export A=1; return;;\nesac\n":             false,
+		"case $- in\n    *i*) ;;\n      *) return;;\n":                               false,
+		"export A=1\n[ -z \"$PS1\" ] && return\n":                                    false,
+		"[ -z \"$PS1\" ] && return || export A=1\n":                                  false,
+		"[ -z \"$PS1\" ] && return # " + strings.Repeat("x", bufio.MaxScanTokenSize): false,
+	} {
+		file := filepath.Join(t.TempDir(), "rc")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := passes(file); got != want {
+			t.Errorf("%.80q: %v", text, got)
+		}
+	}
+	if !passes("/none/rc") {
+		t.Error("a file that is not there has a say")
+	}
+}
+
+// A program whose shell would have something to do first is left to the shell.
+func TestProgramIsTheShells(t *testing.T) {
+	home := t.TempDir()
+	for _, tt := range []struct {
+		shell, rc string
+		env       []string
+		want      bool
+	}{
+		{"/bin/bash", "", nil, true},
+		{"/bin/bash", "export A=1", nil, false},
+		{"/bin/bash", "", []string{"BASH_ENV=/etc/profile"}, false},
+		{"/bin/bash", "", []string{"PATH=bin:/usr/bin"}, false},
+		{"/bin/bash", "", []string{"PATH=/nowhere"}, false},
+		{"/bin/dash", "export A=1", nil, true},
+		{"/usr/bin/fish", "", nil, false},
+	} {
+		if err := os.WriteFile(filepath.Join(home, ".bashrc"), []byte(tt.rc), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, _ := clientOf(t, User{Home: home, Shell: tt.shell})
+		ch, requests, err := c.OpenChannel("session", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go gossh.DiscardRequests(requests)
+		for _, e := range tt.env {
+			name, value, _ := strings.Cut(e, "=")
+			if _, err := ch.SendRequest("env", true, gossh.Marshal(&struct{ Name, Value string }{name, value})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := ch.SendRequest(wire.ProgramRequest, true, wire.Program{Argv: []string{"pwd"}}.Marshal())
+		if got != tt.want || err != nil {
+			t.Errorf("%+v: %v, %v", tt, got, err)
+		}
+		if !got {
+			// The session is still to be had, for the shell.
+			if got, err = ch.SendRequest("exec", true, gossh.Marshal(&struct{ Line string }{"pwd"})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got {
+			if out, _ := io.ReadAll(ch); string(out) != home+"\n" {
+				t.Errorf("%+v: %q", tt, out)
+			}
+		}
+		ch.Close()
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/agentvm/agentvm/vm/ssh/wire"
 )
 
 // session is one program, RFC 4254 section 6.
@@ -40,7 +42,7 @@ func (s *session) serve(requests <-chan *gossh.Request) {
 			r.Reply(err == nil, nil)
 		}
 		// The end must not overtake the reply.
-		if err == nil && starts(r.Type) {
+		if err == nil && wire.Starts(r.Type) {
 			go s.wait()
 		}
 	}
@@ -54,10 +56,6 @@ func (s *session) close() {
 	if s.terminal != nil {
 		s.terminal.close()
 	}
-}
-
-func starts(request string) bool {
-	return request == "exec" || request == "shell" || request == "subsystem"
 }
 
 var (
@@ -89,7 +87,7 @@ func (s *session) request(r *gossh.Request) error {
 		var err error
 		s.terminal, err = openTerminal(r.Payload)
 		return err
-	case "exec", "shell", "subsystem":
+	case "exec", "shell", "subsystem", wire.ProgramRequest:
 		return s.start(r)
 	}
 	return errUnknown
@@ -109,7 +107,11 @@ func (s *session) setenv(payload []byte) error {
 
 // start runs what the request names.
 func (s *session) start(r *gossh.Request) error {
-	cmd, err := s.command(r)
+	command := s.command
+	if r.Type == wire.ProgramRequest {
+		command = s.program
+	}
+	cmd, err := command(r)
 	if err != nil {
 		return err
 	}
@@ -144,7 +146,7 @@ func (s *session) command(r *gossh.Request) (*exec.Cmd, error) {
 	default:
 		return nil, fmt.Errorf("there is no subsystem %q", m.Text)
 	}
-	if _, err := os.Stat(cmd.Dir); err != nil {
+	if !isDirectory(cmd.Dir) {
 		cmd.Dir = "/"
 	}
 	return cmd, nil
