@@ -123,6 +123,9 @@ func TestRunAsTheShellWould(t *testing.T) {
 					t.Errorf("in %q: %q", in, got)
 				}
 			}
+			if got, _, _ := output(t, c, Command{Argv: []string{"./tool"}, Dir: dir}); got != dir+"\n"+tool+"\n" {
+				t.Errorf("by a relative path: %q", got)
+			}
 			if got, _, _ := output(t, c, Command{Argv: []string{"./script", "at all"}, Dir: dir}); got != "no interpreter at all\n" {
 				t.Errorf("a script without its interpreter's name says %q", got)
 			}

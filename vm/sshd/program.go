@@ -63,7 +63,7 @@ func (s *session) program(r *gossh.Request) (*exec.Cmd, error) {
 func find(name, dir, path string) (string, error) {
 	if strings.Contains(name, "/") {
 		if !filepath.IsAbs(name) {
-			name = filepath.Join(dir, name)
+			name = filepath.Join(dir, name) // as bash's exec has it
 		}
 		return name, nil // or it does not start
 	}
