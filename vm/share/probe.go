@@ -85,15 +85,17 @@ func Probe(ctx context.Context, known probes.Store, paths ...string) (Caps, erro
 
 // know returns what is known of one virtiofsd, or asks it.
 func know(ctx context.Context, known probes.Store, path string) (caps Caps, err error) {
+	const format = 1 // of what is kept: of Caps, and of how a help text is read
 	build, err := probes.Build(path)
 	if err != nil {
 		return caps, fmt.Errorf("look for virtiofsd: %w", err)
 	}
-	if known.Read("virtiofsd-caps", build, &caps) && caps.Path == path {
+	key := fmt.Sprint(build, " ", format)
+	if known.Read("virtiofsd-caps", key, &caps) && caps.Path == path {
 		return caps, nil
 	}
 	if caps, err = ask(ctx, path); err == nil {
-		known.Write("virtiofsd-caps", build, caps)
+		known.Write("virtiofsd-caps", key, caps)
 	}
 	return caps, err
 }

@@ -40,12 +40,15 @@ func (c *Command) commandLine() (string, error) {
 		for i, arg := range c.Argv {
 			words[i] = Quote(arg)
 		}
-		line = "exec -- " + strings.Join(words, " ")
+		line = "exec " + strings.Join(words, " ")
+		if strings.HasPrefix(c.Argv[0], "-") {
+			line = "exec -- " + strings.Join(words, " ") // not dash's to know
+		}
 	case c.Dir != "" && c.Shell != "":
 		// eval keeps the line's own operators and comments to itself.
 		line = "eval " + Quote(" "+c.Shell)
 	case c.Dir != "":
-		line = `exec -- "${SHELL:-/bin/sh}" -l`
+		line = `exec "${SHELL:-/bin/sh}" -l`
 	}
 	if c.Dir != "" {
 		dir := c.Dir

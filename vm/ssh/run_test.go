@@ -94,6 +94,9 @@ func TestRunAsTheShellWould(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if err := os.Symlink("dir", filepath.Join(g.home, "link")); err != nil {
+			t.Fatal(err)
+		}
 		rc := filepath.Join(g.home, ".bashrc")
 		for _, startup := range []string{"", "[ -z \"$PS1\" ] && return\nexport SEEN=never\n", "export SEEN=always\n"} {
 			os.Remove(rc)
@@ -102,7 +105,7 @@ func TestRunAsTheShellWould(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for _, in := range []string{"", dir, dir + "/../dir/", "dir"} {
+			for _, in := range []string{"", dir, dir + "/../dir/", "dir", "./link//"} {
 				cd := ""
 				if in != "" {
 					cd = "cd -- " + in + " && "
@@ -114,7 +117,7 @@ func TestRunAsTheShellWould(t *testing.T) {
 					slices.Sort(lines)
 					return strings.Join(lines, "\n")
 				}
-				got, want := sorted(c, Command{Argv: []string{"env"}, Dir: in, Env: env}), sorted(c, Command{Shell: cd + "exec -- env", Env: env})
+				got, want := sorted(c, Command{Argv: []string{"env"}, Dir: in, Env: env}), sorted(c, Command{Shell: cd + "exec env", Env: env})
 				if got != want || strings.Contains(got, "SEEN=always") != strings.Contains(startup, "always") {
 					t.Errorf("after %q, in %q: the environment is\n%s\nand by the shell\n%s", startup, in, got, want)
 				}
@@ -128,6 +131,9 @@ func TestRunAsTheShellWould(t *testing.T) {
 			}
 			if got, _, _ := output(t, c, Command{Argv: []string{"./script", "at all"}, Dir: dir}); got != "no interpreter at all\n" {
 				t.Errorf("a script without its interpreter's name says %q", got)
+			}
+			if got, _, _ := output(t, c, Command{Argv: []string{"./script", "at all"}, Dir: dir, TTY: true}); got != "no interpreter at all\r\n" {
+				t.Errorf("on a terminal, it says %q", got)
 			}
 			if _, errOut, status := output(t, c, Command{Argv: []string{"nothing-such"}}); status.Code != 127 || !strings.Contains(errOut, "not found") {
 				t.Errorf("a program that is not there: %+v, %q", status, errOut)

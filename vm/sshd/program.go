@@ -1,12 +1,13 @@
 package sshd
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -30,13 +31,13 @@ func (s *session) program(r *gossh.Request) (*exec.Cmd, error) {
 		return nil, err
 	}
 	user, env := s.c.user, s.environ()
-	home := user.Home
-	if !isDirectory(home) {
+	home, err := filepath.EvalSymlinks(user.Home)
+	if err != nil || !isDirectory(home) {
 		home = "/"
 	}
 	switch filepath.Base(user.Shell) {
 	case "bash":
-		if lookup(env, "BASH_ENV") != "" || !passes("/etc/bash.bashrc") || !passes(filepath.Join(user.Home, ".bashrc")) {
+		if slices.ContainsFunc(env, ofBash) || !passes("/etc/bash.bashrc") || !passes(user.Home+"/.bashrc") {
 			return nil, errShell
 		}
 		env = append(env, "SHLVL=0")
@@ -46,12 +47,14 @@ func (s *session) program(r *gossh.Request) (*exec.Cmd, error) {
 	}
 	dir := home
 	if p.Dir != "" {
-		if dir = p.Dir; !filepath.IsAbs(dir) {
+		if slices.Contains(strings.Split(p.Dir, "/"), "..") {
+			return nil, errShell // it keeps to the names by which it came somewhere, if they are there
+		}
+		if dir = filepath.Clean(p.Dir); !filepath.IsAbs(dir) {
 			dir = filepath.Join(home, dir)
 		}
 		env = append(env, "OLDPWD="+home)
 	}
-	dir = filepath.Clean(dir)
 	path, err := find(p.Argv[0], dir, lookup(env, "PATH"))
 	if err != nil {
 		return nil, err
@@ -59,11 +62,19 @@ func (s *session) program(r *gossh.Request) (*exec.Cmd, error) {
 	return &exec.Cmd{Path: path, Args: p.Argv, Dir: dir, Env: append(env, "PWD="+dir), SysProcAttr: &syscall.SysProcAttr{Setsid: true}}, nil
 }
 
-// find looks for a program as a POSIX shell does (XCU 2.9.1.4).
+// ofBash says whether a variable means something to bash when it starts.
+func ofBash(variable string) bool {
+	name, _, _ := strings.Cut(variable, "=")
+	return strings.HasPrefix(name, "BASH") ||
+		slices.Contains([]string{"OLDPWD", "POSIXLY_CORRECT", "PS1", "PS2", "PWD", "SHELLOPTS", "SHLVL"}, name)
+}
+
+// find looks for a program as a POSIX shell does (XCU 2.9.1.4). A path is not
+// cleaned, since what is behind its symbolic links decides where .. leads.
 func find(name, dir, path string) (string, error) {
 	if strings.Contains(name, "/") {
 		if !filepath.IsAbs(name) {
-			name = filepath.Join(dir, name) // as bash's exec has it
+			name = dir + "/" + strings.TrimPrefix(name, "./") // as bash's exec has it
 		}
 		return name, nil // or it does not start
 	}
@@ -71,7 +82,7 @@ func find(name, dir, path string) (string, error) {
 		if !filepath.IsAbs(d) {
 			return "", errShell
 		}
-		file := filepath.Join(d, name)
+		file := d + "/" + name
 		if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && unix.Access(file, unix.X_OK) == nil {
 			return file, nil
 		}
@@ -103,19 +114,29 @@ var guards = [][]string{
 	{`case $- in`, `*i*) ;;`, `*) return;;`, `esac`},
 }
 
+// maxStartup is how much of a startup file is looked at, in bytes.
+const maxStartup = 64 << 10
+
 // passes says whether a shell that is not interactive passes by all that is in
 // a startup file. Bash reads it for a command that comes over SSH (its
 // manual, "Invoked by remote shell daemon").
 func passes(file string) bool {
-	f, err := os.Open(file)
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe waits for nobody
 	if err != nil {
 		return errors.Is(err, os.ErrNotExist)
 	}
 	defer f.Close()
-	open := guards
-	lines := bufio.NewScanner(f)
-	for n := 0; lines.Scan(); {
-		line := strings.Join(strings.Fields(lines.Text()), " ")
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return false
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxStartup))
+	if err != nil {
+		return false
+	}
+	open, n := guards, 0
+	for line := range strings.SplitSeq(string(text), "\n") {
+		// A carriage return is no white space to bash.
+		line = strings.Join(strings.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == '\t' }), " ")
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
@@ -134,5 +155,5 @@ func passes(file string) bool {
 		}
 		n++
 	}
-	return lines.Err() == nil && len(open) == len(guards) // there is nothing in it
+	return n == 0 && len(text) < maxStartup // there is nothing in it
 }

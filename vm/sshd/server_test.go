@@ -1,7 +1,6 @@
 package sshd
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"io"
@@ -250,14 +249,15 @@ func TestStartupFilePasses(t *testing.T) {
 	for text, want := range map[string]bool{
 		"":              true,
 		"# nothing\n\n": true,
-		"[ -z \"${PS1-}\" ] && return\nexport A=1":                                   true,
-		"# Debian's\n\n  [ -z  \"$PS1\" ]  && return\n\nexport A=1\n":                true,
-		"case $- in\n    *i*) ;;\n      *) return;;\nesac\nexport A=1\n":             true,
-		"case $- in\n    *i*) ;;\n      *) export A=1; return;;\nesac\n":             false,
-		"case $- in\n    *i*) ;;\n      *) return;;\n":                               false,
-		"export A=1\n[ -z \"$PS1\" ] && return\n":                                    false,
-		"[ -z \"$PS1\" ] && return || export A=1\n":                                  false,
-		"[ -z \"$PS1\" ] && return # " + strings.Repeat("x", bufio.MaxScanTokenSize): false,
+		"[ -z \"${PS1-}\" ] && return\nexport A=1":                       true,
+		"# Debian's\n\n  [ -z  \"$PS1\" ]  && return\n\nexport A=1\n":    true,
+		"case $- in\n    *i*) ;;\n      *) return;;\nesac\nexport A=1\n": true,
+		"case $- in\n    *i*) ;;\n      *) export A=1; return;;\nesac\n": false,
+		"case $- in\n    *i*) ;;\n      *) return;;\n":                   false,
+		"export A=1\n[ -z \"$PS1\" ] && return\n":                        false,
+		"[ -z \"$PS1\" ] && return || export A=1\n":                      false,
+		"[ -z \"$PS1\" ] && return\r\nexport A=1\r\n":                    false,
+		"# " + strings.Repeat("x", maxStartup):                           false,
 	} {
 		file := filepath.Join(t.TempDir(), "rc")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -266,6 +266,13 @@ func TestStartupFilePasses(t *testing.T) {
 		if got := passes(file); got != want {
 			t.Errorf("%.80q: %v", text, got)
 		}
+	}
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if passes(pipe) {
+		t.Error("a pipe has nothing to say")
 	}
 	if !passes("/none/rc") {
 		t.Error("a file that is not there has a say")
@@ -285,6 +292,8 @@ func TestProgramIsTheShells(t *testing.T) {
 		{"/bin/bash", "", []string{"BASH_ENV=/etc/profile"}, false},
 		{"/bin/bash", "", []string{"PATH=bin:/usr/bin"}, false},
 		{"/bin/bash", "", []string{"PATH=/nowhere"}, false},
+		{"/bin/bash", "", []string{"SHLVL=1"}, false},
+		{"/bin/dash", "", []string{"PATH=/nowhere"}, false},
 		{"/bin/dash", "export A=1", nil, true},
 		{"/usr/bin/fish", "", nil, false},
 	} {

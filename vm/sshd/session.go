@@ -156,12 +156,18 @@ func (s *session) command(r *gossh.Request) (*exec.Cmd, error) {
 // that it leaves behind may keep them, and the session, as with OpenSSH.
 func (s *session) startOnPipes(cmd *exec.Cmd) error {
 	var theirs []*os.File
+	var ours [3]*os.File
+	started := false
 	defer func() {
 		for _, f := range theirs {
 			f.Close()
 		}
+		for _, f := range ours {
+			if f != nil && !started {
+				f.Close()
+			}
+		}
 	}()
-	var ours [3]*os.File
 	for i := range ours {
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -170,16 +176,15 @@ func (s *session) startOnPipes(cmd *exec.Cmd) error {
 		if i == 0 {
 			r, w = w, r
 		}
-		ours[i] = r
-		s.ours, theirs = append(s.ours, r), append(theirs, w)
+		ours[i], theirs = r, append(theirs, w)
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs[0], theirs[1], theirs[2]
 	if err := cmd.Start(); err != nil {
-		for _, f := range ours {
-			f.Close()
-		}
-		s.ours = nil
 		return err
+	}
+	started = true
+	for _, f := range ours {
+		s.ours = append(s.ours, f)
 	}
 	s.copying.Go(func() { io.Copy(s.ch, ours[1]) })
 	s.copying.Go(func() { io.Copy(s.ch.Stderr(), ours[2]) })

@@ -68,4 +68,6 @@ with open("/run/agentvm-listen", "w") as f:
     f.write(told["listener"])
 for verb in "stop", "reset-failed":  # one that nobody came to talk to
     subprocess.run(["systemctl", verb, "agentvm-line"], stderr=subprocess.DEVNULL)
+# What a listener that was killed has left held is not to be saved.
+subprocess.run(["udevadm", "control", "--start-exec-queue"], stderr=subprocess.DEVNULL)
 subprocess.run(["systemd-run", "--quiet", "--collect", "--unit=agentvm-line", "python3", "/run/agentvm-listen"], check=True)

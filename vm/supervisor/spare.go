@@ -208,6 +208,7 @@ func (s *Supervisor) becomeClaimed(life context.Context, l Line) error {
 		}
 		return restoreError(ctx, life, err)
 	}
+	l.Close() // what the guest left for later must not wait for provisioning
 	s.guest.Watch(true)
 	return s.ready(life, s.guest, warnings, true)
 }

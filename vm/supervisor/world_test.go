@@ -83,11 +83,18 @@ func (m fakeMachine) Save(_ context.Context, dir string) (bool, error) {
 
 // fakeLine answers scripts with run; nil: it knows nothing but the login.
 type fakeLine struct {
-	run func(ctx context.Context, script string, each func(string)) error
+	run    func(ctx context.Context, script string, each func(string)) error
+	closed func() // nil: nothing
 }
 
 func (l fakeLine) Ready(context.Context) error { return nil }
-func (l fakeLine) Close() error                { return nil }
+func (l fakeLine) Close() error {
+	if l.closed != nil {
+		l.closed()
+	}
+	return nil
+}
+
 func (l fakeLine) Run(ctx context.Context, script string, each func(string)) error {
 	if l.run != nil {
 		return l.run(ctx, script, each)
