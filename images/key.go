@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"runtime"
 	"strings"
@@ -117,13 +118,19 @@ func hashFS(system fs.FS) (string, error) {
 		if err != nil || e.IsDir() {
 			return err
 		}
-		data, err := fs.ReadFile(system, path)
+		info, err := e.Info()
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(h, "%s\x00%d\x00", path, len(data))
-		h.Write(data)
-		return nil
+		f, err := system.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		// Piece by piece: every start comes through here, and one file is large.
+		fmt.Fprintf(h, "%s\x00%d\x00", path, info.Size())
+		_, err = io.Copy(h, f)
+		return err
 	})
 	if err != nil {
 		return "", fmt.Errorf("hash recipe: %w", err)

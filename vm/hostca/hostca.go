@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -37,38 +38,56 @@ type Host struct {
 }
 
 // Extra returns the certificates that somebody added to the distribution's,
-// each once, and what could not be read.
+// each once, and what could not be read. Every start of a machine asks, and of
+// most certificates it is enough that they are known: those are not parsed.
 func (h Host) Extra() (certs []*x509.Certificate, warnings []error) {
-	seen := map[[sha256.Size]byte]bool{}
-	shipped, _ := h.files(mozillaDir)
-	for _, file := range shipped {
-		known, _ := h.read(file)
-		for _, c := range known {
-			seen[sha256.Sum256(c.Raw)] = true
-		}
-	}
 	files, err := h.files(localDir)
 	if err != nil {
 		warnings = append(warnings, err)
 	}
 	for _, name := range variables {
-		if file := h.Getenv(name); file != "" {
+		if file := h.Getenv(name); file != "" && !slices.Contains(files, file) {
 			files = append(files, file)
 		}
 	}
+	if len(files) == 0 {
+		return nil, warnings
+	}
+	seen := h.shipped()
 	for _, file := range files {
 		found, err := h.read(file)
 		if err != nil {
 			warnings = append(warnings, err)
 		}
-		for _, c := range found {
-			if sum := sha256.Sum256(c.Raw); !seen[sum] {
-				seen[sum] = true
-				certs = append(certs, c)
+		for _, der := range found {
+			sum := sha256.Sum256(der)
+			if seen[sum] {
+				continue
 			}
+			seen[sum] = true
+			// A trust store may well hold oddities.
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				warnings = append(warnings, fmt.Errorf("certificate in %s: %w", file, err))
+				continue
+			}
+			certs = append(certs, c)
 		}
 	}
 	return certs, warnings
+}
+
+// shipped returns the digests of the distribution's certificates.
+func (h Host) shipped() map[[sha256.Size]byte]bool {
+	sums := map[[sha256.Size]byte]bool{}
+	files, _ := h.files(mozillaDir)
+	for _, file := range files {
+		found, _ := h.read(file) // what cannot be read counts as added
+		for _, der := range found {
+			sums[sha256.Sum256(der)] = true
+		}
+	}
+	return sums
 }
 
 // Bundle returns all that the host trusts as PEM: the system's bundle as it
@@ -120,32 +139,19 @@ func (h Host) files(dir string) ([]string, error) {
 	return files, err
 }
 
-// read returns every certificate in a PEM file. What does not parse is
-// reported and left out, since a trust store may well hold oddities.
-func (h Host) read(file string) ([]*x509.Certificate, error) {
+// read returns every certificate of a PEM file, in DER.
+func (h Host) read(file string) (certs [][]byte, err error) {
 	data, err := os.ReadFile(h.path(file))
 	if err != nil {
 		return nil, err
 	}
-	var certs []*x509.Certificate
-	var errs []error
-	for {
-		var block *pem.Block
-		if block, data = pem.Decode(data); block == nil {
-			break
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			certs = append(certs, block.Bytes)
 		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("certificate in %s: %w", file, err))
-			continue
-		}
-		certs = append(certs, c)
 	}
-	if len(certs) == 0 && len(errs) == 0 {
-		errs = append(errs, fmt.Errorf("no certificate in %s", file))
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("no certificate in %s", file)
 	}
-	return certs, errors.Join(errs...)
+	return certs, nil
 }

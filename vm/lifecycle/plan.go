@@ -36,6 +36,8 @@ type plan struct {
 // plan decides what to run, building the image when it is lacking.
 func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *instance.Instance, old instance.Spec, opt UpOptions, report Report) (plan, error) {
 	fail := func(err error) (plan, error) { return plan{}, err }
+	facts, cancel := hostFacts(ctx)
+	defer cancel()
 	chosen := opt.Agent
 	if chosen == "" {
 		chosen = old.AgentChosen
@@ -85,8 +87,8 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 		report.Note("resources.disk has changed, and this machine keeps its disk; agentvm up --recreate gives it a new one (the workspace is kept)")
 		spec.Disk = old.Disk
 	}
-	facts := cloudinit.HostProbe().Facts(ctx)
-	if len(facts.CAs) > 0 {
+	found := <-facts
+	if len(found.CAs) > 0 {
 		// Programs with a list of their own trust the host's extra CAs only so.
 		for name, value := range cloudinit.CAEnv() {
 			if _, set := spec.Guest.Env[name]; !set {
@@ -94,7 +96,7 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 			}
 		}
 	}
-	git := facts.Git
+	git := found.Git
 	git.SharedWorktrees = true
 	git.Name = cmp.Or(p.Config.Git.Name, git.Name)
 	git.Email = cmp.Or(p.Config.Git.Email, git.Email)
@@ -105,13 +107,21 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 	if opt.BootTimeout > 0 {
 		spec.BootTimeout = opt.BootTimeout
 	}
-	pl := plan{spec: spec, roms: roms, image: in.Image, host: in.Host, facts: facts, git: git}
+	pl := plan{spec: spec, roms: roms, image: in.Image, host: in.Host, facts: found, git: git}
 	_, err = os.Stat(inst.Path(OverlayFile))
 	pl.newDisk = opt.Recreate || old.ImageID != spec.ImageID || errors.Is(err, fs.ErrNotExist)
 	if in.Host.Accel == vm.AccelTCG {
 		pl.emulated = why
 	}
 	return pl, nil
+}
+
+// hostFacts looks at the host while the rest is looked at: Git is a process.
+func hostFacts(ctx context.Context) (<-chan cloudinit.Facts, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	facts := make(chan cloudinit.Facts, 1)
+	go func() { facts <- cloudinit.HostProbe().Facts(ctx) }()
+	return facts, cancel
 }
 
 // mounts looks at the directories that are shared beside the workspace.

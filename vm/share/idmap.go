@@ -37,8 +37,7 @@ func idmappedTree(dir *os.File, id identity) (*os.File, error) {
 // namespace needs a process while it is made.
 func userNamespace(id identity) (ns *os.File, release func(), err error) {
 	holder := selfCommand(context.Background(), holdArg)
-	stdin, err := holder.StdinPipe()
-	if err != nil {
+	if _, err := holder.StdinPipe(); err != nil { // it lives until the end of its input
 		return nil, nil, fmt.Errorf("make a user namespace: %w", err)
 	}
 	holder.SysProcAttr = &syscall.SysProcAttr{
@@ -50,8 +49,8 @@ func userNamespace(id identity) (ns *os.File, release func(), err error) {
 		return nil, nil, fmt.Errorf("make a user namespace: %w", err)
 	}
 	stop := func() {
-		stdin.Close()
-		_ = holder.Wait() // it has nothing to say
+		_ = holder.Process.Kill() // sooner than it would come to see its input end
+		_ = holder.Wait()         // which is all that it has to say
 	}
 	ns, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", holder.Process.Pid))
 	if err != nil {
