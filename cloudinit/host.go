@@ -33,12 +33,14 @@ func HostProbe() Probe {
 
 // Facts gathers everything.
 func (p Probe) Facts(ctx context.Context) Facts {
+	git := make(chan Git, 1)
+	go func() { git <- p.identity(ctx) }() // another process, which need not be waited for idly
 	cas, warnings := p.extraCAs(time.Now())
 	return Facts{
 		Timezone: p.timezone(),
 		Locale:   p.locale(),
 		CAs:      cas,
-		Git:      p.identity(ctx),
+		Git:      <-git,
 		Warnings: warnings,
 	}
 }
@@ -59,7 +61,7 @@ func (p Probe) timezone() string {
 		candidates = append(candidates, strings.TrimSpace(string(data)))
 	}
 	for _, zone := range candidates {
-		if timezoneRE.MatchString(zone) {
+		if timezoneRE().MatchString(zone) {
 			return zone
 		}
 	}
@@ -79,7 +81,7 @@ func (p Probe) locale() string {
 		if l == "C" || l == "POSIX" {
 			break // plain ASCII serves no one today
 		}
-		if localeRE.MatchString(l) {
+		if localeRE().MatchString(l) {
 			return l
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // ErrInvalid marks a value that cannot be put into a seed.
@@ -23,15 +25,15 @@ const (
 )
 
 var (
-	labelRE    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-	userRE     = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`) // useradd(8)
-	timezoneRE = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$`)
-	localeRE   = regexp.MustCompile(`^[A-Za-z]+(_[A-Za-z]+)?(\.[A-Za-z0-9-]+)?(@[A-Za-z0-9]+)?$`)
-	tagRE      = regexp.MustCompile(`^[A-Za-z0-9_-]{1,36}$`) // virtio 1.2, 5.11.4: 36 bytes
-	ownerRE    = regexp.MustCompile(`^[a-z_][a-z0-9_-]*:[a-z_][a-z0-9_-]*$`)
-	modeRE     = regexp.MustCompile(`^[0-7]{3,4}$`)
+	labelRE    = vm.Pattern(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+	userRE     = vm.Pattern(`^[a-z_][a-z0-9_-]{0,31}$`) // useradd(8)
+	timezoneRE = vm.Pattern(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$`)
+	localeRE   = vm.Pattern(`^[A-Za-z]+(_[A-Za-z]+)?(\.[A-Za-z0-9-]+)?(@[A-Za-z0-9]+)?$`)
+	tagRE      = vm.Pattern(`^[A-Za-z0-9_-]{1,36}$`) // virtio 1.2, 5.11.4: 36 bytes
+	ownerRE    = vm.Pattern(`^[a-z_][a-z0-9_-]*:[a-z_][a-z0-9_-]*$`)
+	modeRE     = vm.Pattern(`^[0-7]{3,4}$`)
 	// Names that cloud-init's mounts module takes for devices of its own.
-	deviceRE = regexp.MustCompile(`^(x?[shv]d[a-z][0-9]*|sr[0-9]+|ami|root|swap|ephemeral.*|ebs.*)$`)
+	deviceRE = vm.Pattern(`^(x?[shv]d[a-z][0-9]*|sr[0-9]+|ami|root|swap|ephemeral.*|ebs.*)$`)
 )
 
 // Validate reports every value that cloud-init or the guest would refuse or,
@@ -41,8 +43,8 @@ func (s *Seed) Validate() error {
 	u := &s.UserData
 	p.add("hostname", hostname(u.Hostname))
 	p.add("instance name", hostname(s.LocalHostname))
-	p.match("timezone", u.Timezone, timezoneRE)
-	p.match("locale", u.Locale, localeRE)
+	p.match("timezone", u.Timezone, timezoneRE())
+	p.match("locale", u.Locale, localeRE())
 	for _, user := range u.Users {
 		p.user(user)
 	}
@@ -98,8 +100,8 @@ func (p *problems) match(field, value string, re *regexp.Regexp) {
 func (p *problems) err() error { return errors.Join(*p...) }
 
 func (p *problems) user(u User) {
-	if !userRE.MatchString(u.Name) {
-		p.add("user name", fmt.Errorf("%q does not match %s", u.Name, userRE))
+	if !userRE().MatchString(u.Name) {
+		p.add("user name", fmt.Errorf("%q does not match %s", u.Name, userRE()))
 	}
 	if u.UID < 1 || u.UID > 1<<31-1 {
 		p.add("user "+u.Name, fmt.Errorf("uid %d is out of range", u.UID))
@@ -115,10 +117,10 @@ func (p *problems) user(u User) {
 }
 
 func (p *problems) mount(m Mount) {
-	if !tagRE.MatchString(m.Spec) {
-		p.add("mount tag", fmt.Errorf("%q does not match %s", m.Spec, tagRE))
+	if !tagRE().MatchString(m.Spec) {
+		p.add("mount tag", fmt.Errorf("%q does not match %s", m.Spec, tagRE()))
 	}
-	if deviceRE.MatchString(m.Spec) {
+	if deviceRE().MatchString(m.Spec) {
 		p.add("mount tag", fmt.Errorf("%q is a device name to cloud-init", m.Spec))
 	}
 	p.add("mount target", absolute(m.File))
@@ -130,10 +132,10 @@ func (p *problems) mount(m Mount) {
 
 func (p *problems) file(f File) {
 	p.add("file path", absolute(f.Path))
-	if f.Owner != "" && !ownerRE.MatchString(f.Owner) {
-		p.add("file "+f.Path, fmt.Errorf("owner %q does not match %s", f.Owner, ownerRE))
+	if f.Owner != "" && !ownerRE().MatchString(f.Owner) {
+		p.add("file "+f.Path, fmt.Errorf("owner %q does not match %s", f.Owner, ownerRE()))
 	}
-	if !modeRE.MatchString(f.Permissions) {
+	if !modeRE().MatchString(f.Permissions) {
 		p.add("file "+f.Path, fmt.Errorf("permissions %q are not octal", f.Permissions))
 	}
 	if f.Encoding != "" && f.Encoding != "b64" {
@@ -184,7 +186,7 @@ func hostname(s string) error {
 		return fmt.Errorf("%.20q… has %d characters, more than %d", s, len(s), maxHostname)
 	}
 	for label := range strings.SplitSeq(s, ".") {
-		if !labelRE.MatchString(label) {
+		if !labelRE().MatchString(label) {
 			return fmt.Errorf("%q: use letters, digits and inner hyphens", s)
 		}
 	}

@@ -6,14 +6,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // nodePattern is what VFIO makes in /dev: a group, or on newer kernels a device.
-var nodePattern = regexp.MustCompile(`^/dev/vfio/([0-9]+|devices/vfio[0-9]+)$`)
+var nodePattern = vm.Pattern(`^/dev/vfio/([0-9]+|devices/vfio[0-9]+)$`)
 
 // grant gives the nodes of what was taken to the user whose virtual machine
 // opens them, and to nobody else. The journals say so first. /dev/vfio is

@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // Holder is a process that has a device's node open.
@@ -140,12 +141,12 @@ func (inv *Inventory) hideHolders() {
 
 // servicePattern is a service of the host, not of a user's session, as the name of
 // its control group in either hierarchy.
-var servicePattern = regexp.MustCompile(`^[0-9]+:(?:|name=systemd):/system\.slice/(?:[^/]+\.slice/)*([A-Za-z0-9:_.@\\-]+\.service)$`)
+var servicePattern = vm.Pattern(`^[0-9]+:(?:|name=systemd):/system\.slice/(?:[^/]+\.slice/)*([A-Za-z0-9:_.@\\-]+\.service)$`)
 
 // service is the systemd service that a process is of, or "".
 func (h Host) service(pid string) string {
 	for line := range strings.Lines(h.text("/proc", pid, "cgroup")) {
-		if m := servicePattern.FindStringSubmatch(strings.TrimSpace(line)); m != nil {
+		if m := servicePattern().FindStringSubmatch(strings.TrimSpace(line)); m != nil {
 			return m[1]
 		}
 	}

@@ -85,7 +85,7 @@ func parseJournal(data []byte) (*Journal, error) {
 		return nil, err
 	}
 	for _, g := range j.Grants {
-		if !nodePattern.MatchString(g.Path) {
+		if !nodePattern().MatchString(g.Path) {
 			return nil, fmt.Errorf("%q is not a device of VFIO", g.Path)
 		}
 	}
@@ -107,7 +107,7 @@ func (j *Journal) named() error {
 		return fmt.Errorf("%q is not an address", j.Address)
 	case !j.mediated() && !fullAddress(j.Unit):
 		return fmt.Errorf("%q is not an address", j.Unit)
-	case !idPattern.MatchString(j.ID) && !(j.mediated() && j.ID == ""):
+	case !idPattern().MatchString(j.ID) && !(j.mediated() && j.ID == ""):
 		return fmt.Errorf("%q is not an id", j.ID)
 	case !plainName(j.Driver), !plainName(j.Override), !plainName(j.Group):
 		return fmt.Errorf("driver %q, override %q or group %q is not a name", j.Driver, j.Override, j.Group)
@@ -117,7 +117,7 @@ func (j *Journal) named() error {
 	return nil
 }
 
-func fullAddress(s string) bool { return addressPattern.MatchString(s) && strings.Count(s, ":") == 2 }
+func fullAddress(s string) bool { return addressPattern().MatchString(s) && strings.Count(s, ":") == 2 }
 
 func plainName(s string) bool { return !strings.ContainsAny(s, "/\x00\n") && s != "." && s != ".." }
 
@@ -226,7 +226,7 @@ func (m *Manager) Journals() (list []*Journal, err error) {
 	var problems []error
 	for _, e := range entries {
 		address, ok := strings.CutSuffix(e.Name(), journalSuffix)
-		if !ok || !addressPattern.MatchString(address) && !IsUUID(address) {
+		if !ok || !addressPattern().MatchString(address) && !IsUUID(address) {
 			continue
 		}
 		j, err := m.Journal(address)

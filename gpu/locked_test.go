@@ -69,7 +69,7 @@ func TestQueue(t *testing.T) {
 		t.Errorf("afterwards: %v, %v", got, err)
 	}
 	for address, want := range map[string]int64{"0000:00:00.0": 0, "0000:01:00.1": 0x101, "0001:00:1f.7": 0x100ff, "10000:e1:1f.0": 0x10000e1f8} {
-		if got := placeOf(anyAddress.FindStringSubmatch("/sys/bus/pci/devices/" + address)); got != want {
+		if got := placeOf(anyAddress().FindStringSubmatch("/sys/bus/pci/devices/" + address)); got != want {
 			t.Errorf("%s: %x, want %x", address, got, want)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 
 	"github.com/agentvm/agentvm/vm"
@@ -29,10 +28,10 @@ type Mdev struct {
 const mdevDevices = "/sys/bus/mdev/devices"
 
 // uuidPattern is how the kernel names them.
-var uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+var uuidPattern = vm.Pattern(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // IsUUID reports whether a name is that of a mediated device.
-func IsUUID(name string) bool { return uuidPattern.MatchString(name) }
+func IsUUID(name string) bool { return uuidPattern().MatchString(name) }
 
 // mediated lists the mediated devices, and notes at their cards that they are there.
 func (h Host) mediated(inv *Inventory) (list []*Mdev) {

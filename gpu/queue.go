@@ -3,10 +3,11 @@ package gpu
 import (
 	"errors"
 	"os"
-	"regexp"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // queueFile is where root's children line up for a function: those that wait
@@ -23,12 +24,12 @@ func (h Host) queue() string {
 	return h.at(queueFile)
 }
 
-var anyAddress = regexp.MustCompile(`([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])`)
+var anyAddress = vm.Pattern(`([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])`)
 
 // enqueue waits until no other child is at the function that text names last. It
 // does nothing without a queue, or where no function is named.
 func enqueue(queue, text string) (leave func(), err error) {
-	named := anyAddress.FindAllStringSubmatch(text, -1)
+	named := anyAddress().FindAllStringSubmatch(text, -1)
 	if queue == "" || len(named) == 0 {
 		return func() {}, nil
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
 
 	"github.com/agentvm/agentvm/vm"
@@ -17,8 +16,8 @@ const Auto = "auto"
 var ErrNoneFree = errors.New("no card of this host is free")
 
 var (
-	addressPattern = regexp.MustCompile(`^([0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
-	idPattern      = regexp.MustCompile(`^[0-9a-f]{4}:[0-9a-f]{4}$`)
+	addressPattern = vm.Pattern(`^([0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
+	idPattern      = vm.Pattern(`^[0-9a-f]{4}:[0-9a-f]{4}$`)
 )
 
 // Select finds the devices that a user means: an address with or without its
@@ -35,7 +34,7 @@ func Select(inv *Inventory, wanted string, taken map[string]Claim) ([]*Device, e
 		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("the name of a device is empty"))
 	case w == Auto:
 		return selectAuto(inv, taken)
-	case addressPattern.MatchString(w):
+	case addressPattern().MatchString(w):
 		if strings.Count(w, ":") == 1 {
 			w = "0000:" + w
 		}
@@ -46,7 +45,7 @@ func Select(inv *Inventory, wanted string, taken map[string]Claim) ([]*Device, e
 		if d != nil {
 			found = []*Device{d}
 		}
-	case idPattern.MatchString(w):
+	case idPattern().MatchString(w):
 		for _, d := range inv.GPUs() {
 			if d.ID() == w {
 				found = append(found, d)

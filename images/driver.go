@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"embed"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -78,9 +77,9 @@ func Drivers() ([]Driver, error) {
 }
 
 var (
-	plainWord  = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`)
-	moduleName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
-	unitName   = regexp.MustCompile(`^[a-z0-9][a-z0-9@.-]*\.service$`)
+	plainWord  = vm.Pattern(`^[a-z0-9][a-z0-9.-]*$`)
+	moduleName = vm.Pattern(`^[a-z0-9][a-z0-9_-]*$`)
+	unitName   = vm.Pattern(`^[a-z0-9][a-z0-9@.-]*\.service$`)
 )
 
 func parseDriver(data []byte) (d Driver, err error) {
@@ -95,22 +94,22 @@ func parseDriver(data []byte) (d Driver, err error) {
 		words = append(words, d.DKMS)
 	}
 	for _, w := range words {
-		if !plainWord.MatchString(w) {
+		if !plainWord().MatchString(w) {
 			return d, fmt.Errorf("%q is not a plain word", w)
 		}
 	}
 	for _, p := range d.packages() {
-		if !debianPackage.MatchString(p) {
+		if !debianPackage().MatchString(p) {
 			return d, fmt.Errorf("%q is not the name of a Debian package", p)
 		}
 	}
 	for _, m := range d.Modules {
-		if !moduleName.MatchString(m) {
+		if !moduleName().MatchString(m) {
 			return d, fmt.Errorf("%q is not the name of a module", m)
 		}
 	}
 	for _, s := range d.Services {
-		if !unitName.MatchString(s) {
+		if !unitName().MatchString(s) {
 			return d, fmt.Errorf("%q is not the name of a service", s)
 		}
 	}

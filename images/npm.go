@@ -56,7 +56,7 @@ func (r registry) resolve(ctx context.Context, p NPMPackage) (release, error) {
 	if err := json.NewDecoder(body).Decode(&rel); err != nil {
 		return rel, fmt.Errorf("look up npm package %s@%s: read the registry's answer: %w", p.Name, p.Version, err)
 	}
-	if rel.Name != p.Name || !npmVersion.MatchString(rel.Version) {
+	if rel.Name != p.Name || !npmVersion().MatchString(rel.Version) {
 		return rel, fmt.Errorf("look up npm package %s@%s: the registry answered with %q %q", p.Name, p.Version, rel.Name, rel.Version)
 	}
 	if p.Integrity != "" && rel.Dist.Integrity != p.Integrity {

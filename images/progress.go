@@ -1,9 +1,10 @@
 package images
 
 import (
-	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // Progress is told how a build goes. Its methods may be called from several
@@ -36,7 +37,7 @@ type buildOutput struct {
 	total, done int
 }
 
-var newlyInstalled = regexp.MustCompile(`^\d+ upgraded, (\d+) newly installed`)
+var newlyInstalled = vm.Pattern(`^\d+ upgraded, (\d+) newly installed`)
 
 // phases maps the starts of mmdebstrap's own messages to names of ours.
 var phases = []struct{ prefix, name string }{
@@ -64,7 +65,7 @@ func (o *buildOutput) line(text string) {
 		break
 	}
 	o.to.Line(text)
-	if m := newlyInstalled.FindStringSubmatch(text); m != nil {
+	if m := newlyInstalled().FindStringSubmatch(text); m != nil {
 		n, _ := strconv.Atoi(m[1]) // the pattern lets only digits pass
 		o.total, o.done = 3*n, 0
 		return

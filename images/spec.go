@@ -2,7 +2,6 @@ package images
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -47,10 +46,10 @@ type NPMPackage struct {
 }
 
 var (
-	debianPackage = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+([=/][A-Za-z0-9.+:~-]+)?$`)
-	npmName       = regexp.MustCompile(`^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*$`)
-	npmVersion    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+_-]*$`)
-	nodeVersion   = regexp.MustCompile(`^\d+\.\d+\.\d+$`)
+	debianPackage = vm.Pattern(`^[a-z0-9][a-z0-9+.-]+([=/][A-Za-z0-9.+:~-]+)?$`)
+	npmName       = vm.Pattern(`^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*$`)
+	npmVersion    = vm.Pattern(`^[A-Za-z0-9][A-Za-z0-9.+_-]*$`)
+	nodeVersion   = vm.Pattern(`^\d+\.\d+\.\d+$`)
 )
 
 // layered reports whether the spec asks for more than a base image.
@@ -63,7 +62,7 @@ func (s Spec) layered() bool {
 func (s Spec) normal() (Spec, error) {
 	out := Spec{Image: s.Image, Node: s.Node, Run: slices.Clone(s.Run), Driver: s.Driver}
 	for _, p := range s.Packages {
-		if !debianPackage.MatchString(p) {
+		if !debianPackage().MatchString(p) {
 			return Spec{}, invalid("%q is not the name of a Debian package", p)
 		}
 	}
@@ -73,10 +72,10 @@ func (s Spec) normal() (Spec, error) {
 		if p.Version == "" {
 			p.Version = "latest"
 		}
-		if !npmName.MatchString(p.Name) {
+		if !npmName().MatchString(p.Name) {
 			return Spec{}, invalid("%q is not the name of an npm package", p.Name)
 		}
-		if !npmVersion.MatchString(p.Version) {
+		if !npmVersion().MatchString(p.Version) {
 			return Spec{}, invalid("npm package %s: %q is neither a version nor a tag", p.Name, p.Version)
 		}
 		out.NPM = append(out.NPM, p)
@@ -91,7 +90,7 @@ func (s Spec) normal() (Spec, error) {
 	if out.Node == "" && len(out.NPM) > 0 {
 		out.Node = NodeDebian
 	}
-	if out.Node != "" && out.Node != NodeDebian && !nodeVersion.MatchString(out.Node) {
+	if out.Node != "" && out.Node != NodeDebian && !nodeVersion().MatchString(out.Node) {
 		return Spec{}, invalid("Node.js version %q is not of the form 22.23.3", out.Node)
 	}
 	return out, nil

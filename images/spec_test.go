@@ -120,7 +120,7 @@ func TestPackageLists(t *testing.T) {
 			t.Error(err)
 		}
 		for _, p := range list {
-			if !debianPackage.MatchString(p) {
+			if !debianPackage().MatchString(p) {
 				t.Errorf("%s: %q is not a package", e.Suite, p)
 			}
 		}

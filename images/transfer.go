@@ -10,10 +10,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // Which returns the ID of the image that the spec asks for, built or not.
@@ -26,8 +27,8 @@ func (c *Cache) Which(spec Spec) (string, error) {
 type Offsets map[string]int64
 
 var (
-	idRE   = regexp.MustCompile(`^[a-z0-9][a-z0-9.+-]{0,99}$`)
-	fileRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
+	idRE   = vm.Pattern(`^[a-z0-9][a-z0-9.+-]{0,99}$`)
+	fileRE = vm.Pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
 )
 
 // maxFiles and maxFile bound an image that comes from elsewhere.
@@ -95,14 +96,14 @@ func (m Manifest) checkForeign() error {
 	if m.Format != formatVersion {
 		return fmt.Errorf("format %d, not %d", m.Format, formatVersion)
 	}
-	if !idRE.MatchString(m.ID) || len(m.Files) == 0 || len(m.Files) > maxFiles {
+	if !idRE().MatchString(m.ID) || len(m.Files) == 0 || len(m.Files) > maxFiles {
 		return fmt.Errorf("id %q with %d files", m.ID, len(m.Files))
 	}
 	if m.Arch != debianArch() {
 		return fmt.Errorf("image %s is for %s", m.ID, m.Arch)
 	}
 	for _, f := range m.Files {
-		if !fileRE.MatchString(f.Name) || f.Name == manifestName || f.Size < 0 || f.Size > maxFile {
+		if !fileRE().MatchString(f.Name) || f.Name == manifestName || f.Size < 0 || f.Size > maxFile {
 			return fmt.Errorf("image %s: file %q of %d bytes", m.ID, f.Name, f.Size)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/agnivade/levenshtein"
@@ -13,7 +12,7 @@ import (
 // maxName keeps an instance's name usable as a host name label.
 const maxName = 40
 
-var nameRE = regexp.MustCompile(`^[a-z]([a-z0-9-]*[a-z0-9])?$`)
+var nameRE = Pattern(`^[a-z]([a-z0-9-]*[a-z0-9])?$`)
 
 // ValidName reports why name cannot name an instance, or nil. A name is also
 // the guest's host name, so the rules are those of RFC 1123 labels, with a
@@ -24,17 +23,17 @@ func ValidName(name string) error {
 		return errors.New("a name cannot be empty")
 	case len(name) > maxName:
 		return fmt.Errorf("name %q is longer than %d characters", name, maxName)
-	case !nameRE.MatchString(name):
+	case !nameRE().MatchString(name):
 		return fmt.Errorf("name %q must be lower-case letters, digits and dashes, and start with a letter", name)
 	}
 	return nil
 }
 
-var variableRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var variableRE = Pattern(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // ValidVariable reports whether every shell takes name for an environment
 // variable's.
-func ValidVariable(name string) bool { return variableRE.MatchString(name) }
+func ValidVariable(name string) bool { return variableRE().MatchString(name) }
 
 // NameFor makes a valid name out of a workspace's directory name.
 func NameFor(workspace string) string {

@@ -5,12 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 	"unicode"
 
 	"github.com/agentvm/agentvm/images"
+	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/ssh"
 )
@@ -96,7 +96,7 @@ func cardLines(text []byte) (lines []string) {
 }
 
 // colours are what programs colour their words with.
-var colours = regexp.MustCompile("\x1b\\[[0-9;]*m")
+var colours = vm.Pattern("\x1b\\[[0-9;]*m")
 
 // printable is a text without what could drive a terminal, cut to a line's width.
 func printable(text string) string {
@@ -108,7 +108,7 @@ func printable(text string) string {
 			return -1
 		}
 		return r
-	}, colours.ReplaceAllString(text, ""))
+	}, colours().ReplaceAllString(text, ""))
 	runes := []rune(strings.TrimSpace(text))
 	return string(runes[:min(len(runes), guestCardsWidth)])
 }

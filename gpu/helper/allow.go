@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,7 +35,7 @@ type allowRule struct {
 // anyCard stands for all that [gpu.Device.Endpoint] is true of.
 const anyCard = "any"
 
-var idPattern = regexp.MustCompile(`^[0-9a-f]{4}:[0-9a-f]{4}$`)
+var idPattern = vm.Pattern(`^[0-9a-f]{4}:[0-9a-f]{4}$`)
 
 // readAllowList reads the file below root, which must be owner's.
 func readAllowList(root string, owner int) (list allowList, err error) {
@@ -79,7 +78,7 @@ func parseAllowList(data []byte) (list allowList, err error) {
 			return allowList{}, fmt.Errorf("rule %d: a user's name is empty", i+1)
 		}
 		for _, d := range r.Devices {
-			if d != anyCard && !addressPattern.MatchString(d) && !idPattern.MatchString(d) && !gpu.IsUUID(d) {
+			if d != anyCard && !addressPattern().MatchString(d) && !idPattern().MatchString(d) && !gpu.IsUUID(d) {
 				return allowList{}, fmt.Errorf("rule %d: %q is neither an address (0000:01:00.0) nor vendor:device (10de:2330) nor the UUID of a mediated device nor %s", i+1, d, anyCard)
 			}
 		}

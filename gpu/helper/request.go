@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 
 	"github.com/agentvm/agentvm/gpu"
 	"github.com/agentvm/agentvm/vm"
@@ -42,8 +41,8 @@ type response struct {
 }
 
 var (
-	addressPattern = regexp.MustCompile(`^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
-	namePattern    = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9 ._-]{0,79}$`)
+	addressPattern = vm.Pattern(`^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
+	namePattern    = vm.Pattern(`^[a-zA-Z0-9][a-zA-Z0-9 ._-]{0,79}$`)
 )
 
 // of is what the manager is asked for, on behalf of c.
@@ -91,7 +90,7 @@ func (r request) validate() error {
 		return errors.New("the request is none that is known")
 	}
 	for _, d := range r.Devices {
-		if !addressPattern.MatchString(d) && !gpu.IsUUID(d) {
+		if !addressPattern().MatchString(d) && !gpu.IsUUID(d) {
 			return fmt.Errorf("%.40q is not the address of a device, nor a mediated one's UUID", d)
 		}
 	}
@@ -101,7 +100,7 @@ func (r request) validate() error {
 	if r.Do != bind && r.Plain {
 		return fmt.Errorf("a request to %s names no driver", r.Do)
 	}
-	if r.Do == bind && !namePattern.MatchString(r.Name) {
+	if r.Do == bind && !namePattern().MatchString(r.Name) {
 		return fmt.Errorf("%.40q is not the name of an owner", r.Name)
 	}
 	if r.Process.PID < 0 {

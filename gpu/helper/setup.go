@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os/user"
-	"regexp"
 	"strings"
 	"text/template"
 
@@ -17,17 +16,17 @@ import (
 var setupFS embed.FS
 
 var (
-	plainPath = regexp.MustCompile(`^/[A-Za-z0-9._/+-]+$`) // needs no quoting in sudoers, XML or a shell
-	plainUser = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9._-]*\$?$`)
+	plainPath = vm.Pattern(`^/[A-Za-z0-9._/+-]+$`) // needs no quoting in sudoers, XML or a shell
+	plainUser = vm.Pattern(`^[A-Za-z_][A-Za-z0-9._-]*\$?$`)
 )
 
 // Setup is the shell script that root runs once so that a user may run the
 // program exe as the helper, for these devices (none: every card).
 func Setup(exe, userName string, devices []string) (string, error) {
-	if !plainPath.MatchString(exe) {
+	if !plainPath().MatchString(exe) {
 		return "", vm.WithHint(vm.Classify(vm.ErrHost, fmt.Errorf("%q is no path for a program that root runs", exe)), "make install puts agentvm into /usr/local/bin")
 	}
-	if !plainUser.MatchString(userName) {
+	if !plainUser().MatchString(userName) {
 		return "", vm.Classify(vm.ErrUsage, fmt.Errorf("%q is not the name of a user", userName))
 	}
 	if len(devices) == 0 {

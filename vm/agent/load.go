@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"maps"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -96,11 +95,11 @@ func parse(name string, data []byte) (Profile, error) {
 }
 
 var (
-	nameRE    = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
-	versionRE = regexp.MustCompile(`^\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?$`) // semver.org, exact
-	nodeRE    = regexp.MustCompile(`^\d+\.\d+\.\d+$`)
-	packageRE = regexp.MustCompile(`^(@[a-z0-9~][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*$`)
-	hostRE    = regexp.MustCompile(`^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}$`)
+	nameRE    = vm.Pattern(`^[a-z][a-z0-9-]{0,31}$`)
+	versionRE = vm.Pattern(`^\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?$`) // semver.org, exact
+	nodeRE    = vm.Pattern(`^\d+\.\d+\.\d+$`)
+	packageRE = vm.Pattern(`^(@[a-z0-9~][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*$`)
+	hostRE    = vm.Pattern(`^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}$`)
 )
 
 // validate reports everything that is wrong.
@@ -111,16 +110,16 @@ func (p Profile) validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	must(nameRE.MatchString(p.Name), "name %q does not match %s", p.Name, nameRE)
+	must(nameRE().MatchString(p.Name), "name %q does not match %s", p.Name, nameRE())
 	must(p.Description != "", "has no description")
 	must(len(p.Command) > 0, "has no command")
 	must(len(p.Prompt) == 0 || slices.Contains(p.Prompt, promptArgument), "prompt has no %s argument", promptArgument)
 	for _, v := range []string{p.Install.MinNode, p.Install.Node} {
-		must(v == "" || nodeRE.MatchString(v), "Node.js version %q is not three numbers", v)
+		must(v == "" || nodeRE().MatchString(v), "Node.js version %q is not three numbers", v)
 	}
 	for _, n := range p.Install.NPM {
-		must(packageRE.MatchString(n.Name), "npm package %q has no valid name", n.Name)
-		must(versionRE.MatchString(n.Version), "npm package %s: version %q is not exact", n.Name, n.Version)
+		must(packageRE().MatchString(n.Name), "npm package %q has no valid name", n.Name)
+		must(versionRE().MatchString(n.Version), "npm package %s: version %q is not exact", n.Name, n.Version)
 	}
 	for _, c := range p.Config {
 		rest, ok := strings.CutPrefix(c.Path, "~/")
@@ -130,7 +129,7 @@ func (p Profile) validate() error {
 		must(vm.ValidVariable(name), "%q is no name of an environment variable", name)
 	}
 	for _, host := range p.Allow {
-		must(hostRE.MatchString(host), "allowed name %q is no host name", host)
+		must(hostRE().MatchString(host), "allowed name %q is no host name", host)
 	}
 	for _, argv := range [][]string{p.Command, p.Prompt, p.VersionCommand} {
 		must(len(argv) == 0 || argv[0] != "" && path.Clean(argv[0]) == argv[0], "command %q does not start with a program", argv)

@@ -2,8 +2,9 @@ package config
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // GPU says which of the host's cards the machine has to itself.
@@ -33,10 +34,10 @@ const (
 )
 
 // oneDevice matches what can mean but one device: an address or a UUID.
-var oneDevice = regexp.MustCompile(`(?i)^([0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+var oneDevice = vm.Pattern(`(?i)^([0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // Names reports whether d.Use can mean but one device.
-func (d GPUDevice) Names() bool { return oneDevice.MatchString(d.Use) }
+func (d GPUDevice) Names() bool { return oneDevice().MatchString(d.Use) }
 
 // checkGPU finds impossible wishes for cards.
 func (d *document) checkGPU(c Config) []rule {

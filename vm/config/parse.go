@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -172,10 +171,10 @@ func (d *document) errorAt(path, msg, hint string) error {
 }
 
 var (
-	packageRE     = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
-	npmRE         = regexp.MustCompile(`^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*@[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]*$`)
-	driverRE      = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`)
-	serviceNameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
+	packageRE     = vm.Pattern(`^[a-z0-9][a-z0-9+.-]+$`)
+	npmRE         = vm.Pattern(`^(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*@[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]*$`)
+	driverRE      = vm.Pattern(`^[a-z0-9][a-z0-9.-]*$`)
+	serviceNameRE = vm.Pattern(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 )
 
 // rule is what must hold of the value at a path.
@@ -220,17 +219,17 @@ func (d *document) check(c Config) error {
 		seen[plainMount(m.Target)] = true
 	}
 	for i, pkg := range c.Provision.Packages {
-		rules = append(rules, rule{packageRE.MatchString(pkg), fmt.Sprintf("$.provision.packages[%d]", i), fmt.Sprintf("%q is not a package name", pkg), ""})
+		rules = append(rules, rule{packageRE().MatchString(pkg), fmt.Sprintf("$.provision.packages[%d]", i), fmt.Sprintf("%q is not a package name", pkg), ""})
 	}
 	for i, pkg := range c.Provision.NPM {
-		rules = append(rules, rule{npmRE.MatchString(pkg), fmt.Sprintf("$.provision.npm[%d]", i), fmt.Sprintf("%q does not name an exact version", pkg), "write name@1.2.3, so that everyone gets the same"})
+		rules = append(rules, rule{npmRE().MatchString(pkg), fmt.Sprintf("$.provision.npm[%d]", i), fmt.Sprintf("%q does not name an exact version", pkg), "write name@1.2.3, so that everyone gets the same"})
 	}
 	for i, name := range append([]string{c.Provision.Driver}, c.Provision.Accept...) {
 		at := "$.provision.driver"
 		if i > 0 {
 			at = fmt.Sprintf("$.provision.accept[%d]", i-1)
 		}
-		rules = append(rules, rule{driverRE.MatchString(name) || i == 0 && name == "", at, fmt.Sprintf("%q is not a driver's name", name), "nvidia, amd or intel"})
+		rules = append(rules, rule{driverRE().MatchString(name) || i == 0 && name == "", at, fmt.Sprintf("%q is not a driver's name", name), "nvidia, amd or intel"})
 	}
 	for i, allow := range c.Network.Allow {
 		_, err := network.ParseRule(allow)
@@ -242,7 +241,7 @@ func (d *document) check(c Config) error {
 		err := checkTarget(s.Target)
 		port := fmt.Sprintf("%s:%d", s.Name, s.Port)
 		rules = append(rules,
-			rule{serviceNameRE.MatchString(s.Name), at + ".name", fmt.Sprintf("%q is not a host name", s.Name), ""},
+			rule{serviceNameRE().MatchString(s.Name), at + ".name", fmt.Sprintf("%q is not a host name", s.Name), ""},
 			rule{s.Port >= 1 && s.Port <= 65535, at + ".port", "port must be 1 to 65535", ""},
 			rule{err == nil, at + ".target", fmt.Sprint(err), "write host:port, for example 127.0.0.1:8080"},
 			rule{!services[port], at + ".port", fmt.Sprintf("%s is named twice", port), ""})

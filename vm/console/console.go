@@ -9,10 +9,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // tailBytes is as much of a console as its last lines are looked for in.
@@ -88,11 +89,11 @@ func Panic(file string, since int64) string {
 
 // controlSequence is what terminals obey: ECMA-48 control sequences, operating
 // system commands up to their terminator, and short escapes.
-var controlSequence = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
+var controlSequence = vm.Pattern("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]")
 
 // Printable drops control sequences and whatever else is not to be seen.
 func Printable(line []byte) string {
-	text := controlSequence.ReplaceAllString(strings.ToValidUTF8(string(line), ""), "")
+	text := controlSequence().ReplaceAllString(strings.ToValidUTF8(string(line), ""), "")
 	text = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) || r == '\t' {
 			return r

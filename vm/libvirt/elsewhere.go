@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -23,8 +22,8 @@ type Elsewhere struct {
 // Lengths are not theirs: counting to 254 makes an expression that takes
 // milliseconds to compile, at each start of the program.
 var (
-	hostRE = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?$`)
-	userRE = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._@+-]*$`)
+	hostRE = vm.Pattern(`^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?$`)
+	userRE = vm.Pattern(`^[A-Za-z0-9_][A-Za-z0-9._@+-]*$`)
 )
 
 // maxName is the longest name of a host or a user, in bytes.
@@ -49,13 +48,13 @@ func ParseElsewhere(text string) (Elsewhere, bool, error) {
 	}
 	e := Elsewhere{Text: text, Host: u.Hostname(), User: u.User.Username()}
 	_, password := u.User.Password()
-	if addr, err := netip.ParseAddr(e.Host); (err != nil || addr.Zone() != "") && (len(e.Host) > maxName || !hostRE.MatchString(e.Host)) {
+	if addr, err := netip.ParseAddr(e.Host); (err != nil || addr.Zone() != "") && (len(e.Host) > maxName || !hostRE().MatchString(e.Host)) {
 		return fail("use "+form, "%q is not a host's name", e.Host)
 	}
 	switch {
 	case password:
 		return fail("ssh asks for it, or uses a key", "a password does not belong into a URI")
-	case u.User != nil && (len(e.User) > maxName || !userRE.MatchString(e.User)):
+	case u.User != nil && (len(e.User) > maxName || !userRE().MatchString(e.User)):
 		return fail("use "+form, "%q is not a user's name", e.User)
 	case u.Fragment != "":
 		return fail("use "+form, "it has a fragment")

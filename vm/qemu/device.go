@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -145,7 +144,7 @@ func LockedMemory(m vm.Machine) uint64 {
 }
 
 var (
-	pciAddress = regexp.MustCompile(`^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
+	pciAddress = vm.Pattern(`^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
 	maxSlots   = 16
 )
 
@@ -167,8 +166,8 @@ func checkSlots(m vm.Machine) error {
 		for _, f := range s.Functions {
 			name := f.Address + f.Mediated
 			fault((f.Address == "") == (f.Mediated == ""), "a device has either an address or the UUID of a mediated device, not %q and %q", f.Address, f.Mediated)
-			fault(f.Address != "" && !pciAddress.MatchString(f.Address), "%q is not a PCI address", f.Address)
-			fault(f.Mediated != "" && !uuidText.MatchString(f.Mediated), "%q is not the UUID of a mediated device", f.Mediated)
+			fault(f.Address != "" && !pciAddress().MatchString(f.Address), "%q is not a PCI address", f.Address)
+			fault(f.Mediated != "" && !uuidText().MatchString(f.Mediated), "%q is not the UUID of a mediated device", f.Mediated)
 			fault(seen[name], "device %s is there twice", name)
 			fault(f.ROM != "" && f.HideROM, "the ROM of %s is both given and hidden", name)
 			seen[name] = true

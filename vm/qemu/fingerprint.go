@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -62,7 +61,7 @@ const cpuInfo = "/proc/cpuinfo"
 // (target/i386/cpu.h: TCG_PHYS_ADDR_BITS).
 const emulatedBits = 40
 
-var addressSizes = regexp.MustCompile(`(?m)^address sizes\s*:\s*([0-9]+) bits physical`)
+var addressSizes = vm.Pattern(`(?m)^address sizes\s*:\s*([0-9]+) bits physical`)
 
 // checkRoom sees that the processor can address what is plugged in later, with
 // the room that it needs because firmware has not met it. file is proc_cpuinfo(5).
@@ -76,7 +75,7 @@ func checkRoom(m vm.Machine, file string) error {
 		if err != nil {
 			return fmt.Errorf("look at the host's processor: %w", err)
 		}
-		found := addressSizes.FindSubmatch(data)
+		found := addressSizes().FindSubmatch(data)
 		if found == nil {
 			return vm.Classify(vm.ErrHost, errors.New("the kernel does not say how far the processor can address"))
 		}
@@ -91,7 +90,7 @@ func checkRoom(m vm.Machine, file string) error {
 	return nil
 }
 
-var cpuLine = regexp.MustCompile(`(?m)^(vendor_id|cpu family|model|model name|stepping|microcode|flags)\s*:.*$`)
+var cpuLine = vm.Pattern(`(?m)^(vendor_id|cpu family|model|model name|stepping|microcode|flags)\s*:.*$`)
 
 // hostCPU is what a guest sees of the first processor (proc_cpuinfo(5)).
 func hostCPU(file string) (string, error) {
@@ -100,5 +99,5 @@ func hostCPU(file string) (string, error) {
 		return "", fmt.Errorf("look at the host's processor: %w", err)
 	}
 	first, _, _ := strings.Cut(string(data), "\n\n")
-	return strings.Join(cpuLine.FindAllString(first, -1), "\n"), nil
+	return strings.Join(cpuLine().FindAllString(first, -1), "\n"), nil
 }

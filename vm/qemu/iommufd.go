@@ -3,7 +3,6 @@ package qemu
 import (
 	"os"
 	"path/filepath"
-	"regexp"
 
 	"golang.org/x/sys/unix"
 
@@ -79,13 +78,13 @@ func mayLock() uint64 {
 
 // vfioNodes is the kernel's name for nodes of devices, and not of groups
 // (drivers/vfio/device_cdev.c).
-var vfioNodes = regexp.MustCompile(`(?m)^ *[0-9]+ vfio-dev$`)
+var vfioNodes = vm.Pattern(`(?m)^ *[0-9]+ vfio-dev$`)
 
 // hasDeviceNodes reports whether VFIO makes a node for each device. /dev/vfio/devices
 // would not tell before the first device is bound. file is /proc/devices.
 func hasDeviceNodes(file string) bool {
 	list, err := os.ReadFile(file)
-	return err == nil && vfioNodes.Match(list)
+	return err == nil && vfioNodes().Match(list)
 }
 
 // opens reports whether a node lets a process of the user's read and write, with

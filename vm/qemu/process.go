@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -208,7 +207,7 @@ func said(stderr string) string {
 	lines := strings.FieldsFunc(stderr, func(r rune) bool { return r == '\n' })
 	lines = lines[max(0, len(lines)-most):]
 	for i, l := range lines {
-		lines[i] = messagePrefix.ReplaceAllString(l, "")
+		lines[i] = messagePrefix().ReplaceAllString(l, "")
 	}
 	if len(lines) == 0 {
 		return ""
@@ -216,7 +215,7 @@ func said(stderr string) string {
 	return ": " + strings.Join(lines, "; ")
 }
 
-var messagePrefix = regexp.MustCompile(`^(\d{4}-\d\d-\d\dT[\d:.]+Z )?(qemu-system-\w+: )?`)
+var messagePrefix = vm.Pattern(`^(\d{4}-\d\d-\d\dT[\d:.]+Z )?(qemu-system-\w+: )?`)
 
 // KVMGroups is what a process under another user needs to open /dev/kvm: the
 // group that owns the device, where the device lets its group in.

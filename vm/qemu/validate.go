@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/agentvm/agentvm/vm"
@@ -14,9 +13,9 @@ import (
 const maxSocketPath = 107
 
 var (
-	diskID   = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
-	macText  = regexp.MustCompile(`^[0-9a-f]{2}(:[0-9a-f]{2}){5}$`)
-	uuidText = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+	diskID   = vm.Pattern(`^[a-z][a-z0-9-]*$`)
+	macText  = vm.Pattern(`^[0-9a-f]{2}(:[0-9a-f]{2}){5}$`)
+	uuidText = vm.Pattern(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 )
 
 // check refuses a machine that QEMU would misread or cannot run. It sees all
@@ -33,7 +32,7 @@ func checkMachine(m vm.Machine) error {
 		}
 	}
 	fault(m.Name == "" || strings.ContainsFunc(m.Name, isControl), "name %q is empty or holds control characters", m.Name)
-	fault(m.UUID != "" && !uuidText.MatchString(m.UUID), "%q is not a UUID", m.UUID)
+	fault(m.UUID != "" && !uuidText().MatchString(m.UUID), "%q is not a UUID", m.UUID)
 	fault(m.CPUs < 1, "%d CPUs", m.CPUs)
 	fault(m.Memory <= 0 || m.Memory%(1<<20) != 0, "%d bytes of memory is not a multiple of 1 MiB", m.Memory)
 	fault(m.Accel != vm.AccelKVM && m.Accel != vm.AccelTCG, "unknown accelerator %q", m.Accel)
@@ -66,7 +65,7 @@ func checkDevices(m vm.Machine) error {
 	}
 	seen := make(map[string]bool)
 	for _, d := range m.Disks {
-		fault(!diskID.MatchString(d.ID), "disk id %q is not a name", d.ID)
+		fault(!diskID().MatchString(d.ID), "disk id %q is not a name", d.ID)
 		fault(seen[d.ID], "two disks are called %q", d.ID)
 		seen[d.ID] = true
 		fault(d.Format != "raw" && d.Format != "qcow2", "disk %s has format %q, not raw or qcow2", d.ID, d.Format)
@@ -80,7 +79,7 @@ func checkDevices(m vm.Machine) error {
 		errs = append(errs, checkPath("socket of share "+s.Tag, s.Socket, true), checkSocket("share "+s.Tag, s.Socket))
 	}
 	for _, n := range m.NICs {
-		fault(!macText.MatchString(n.MAC), "%q is not a MAC address in lower case", n.MAC)
+		fault(!macText().MatchString(n.MAC), "%q is not a MAC address in lower case", n.MAC)
 		errs = append(errs, checkPath("network socket", n.Socket, true), checkSocket("network", n.Socket))
 	}
 	return errors.Join(errs...)

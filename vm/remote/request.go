@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -34,11 +33,11 @@ const ConfigFile = "agentvm.yaml"
 // staleRequest is how long a request waits to be run.
 const staleRequest = time.Minute
 
-var tokenRE = regexp.MustCompile(`^[A-Z2-7]{26}$`)
+var tokenRE = vm.Pattern(`^[A-Z2-7]{26}$`)
 
 // file is where a request, or what became of it, lies.
 func (s Side) file(token, kind string) (string, error) {
-	if !tokenRE.MatchString(token) {
+	if !tokenRE().MatchString(token) {
 		return "", vm.Classify(vm.ErrUsage, fmt.Errorf("%q is no request", token))
 	}
 	return filepath.Join(s.Dirs.Run, "remote-"+token+"."+kind), nil

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 
 	"github.com/google/renameio/v2"
 
@@ -107,11 +106,11 @@ func tell[T any](out io.Writer, value T, err error) error {
 	return WriteFrame(out, Reply[T]{Problem: ProblemOf(err), Value: value})
 }
 
-var copyIDRE = regexp.MustCompile(`^[0-9a-f]{16}$`)
+var copyIDRE = vm.Pattern(`^[0-9a-f]{16}$`)
 
 // dir is where a copy's things lie; the workspace itself is a directory in it.
 func (s Side) dir(c Copy) (string, error) {
-	if !copyIDRE.MatchString(c.ID) || vm.ValidName(c.Name) != nil {
+	if !copyIDRE().MatchString(c.ID) || vm.ValidName(c.Name) != nil {
 		return "", vm.Classify(vm.ErrUsage, fmt.Errorf("%q of %q is no copy of a workspace", c.Name, c.ID))
 	}
 	return filepath.Join(s.Dirs.State, "remote", c.ID), nil

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -131,8 +130,8 @@ func ask(ctx context.Context, path string) (Caps, error) {
 }
 
 var (
-	longOption = regexp.MustCompile(`(?m)^\s+(?:-\w, )?(?:-\w\s+)?--([a-z][a-z0-9-]+)`)
-	dashO      = regexp.MustCompile(`(?m)^\s+-o ([a-z0-9_|/]+)`)
+	longOption = vm.Pattern(`(?m)^\s+(?:-\w, )?(?:-\w\s+)?--([a-z][a-z0-9-]+)`)
+	dashO      = vm.Pattern(`(?m)^\s+-o ([a-z0-9_|/]+)`)
 )
 
 // parseCaps tells the flavours apart. Only the C one documents -o source,
@@ -147,14 +146,14 @@ func parseCaps(capabilities, version, help string) (Caps, error) {
 	}
 	first, _, _ := strings.Cut(strings.TrimSpace(version), "\n")
 	caps := Caps{Version: first}
-	for _, m := range longOption.FindAllStringSubmatch(help, -1) {
+	for _, m := range longOption().FindAllStringSubmatch(help, -1) {
 		caps.Options = append(caps.Options, m[1])
 	}
 	if caps.Has("shared-dir") {
 		caps.Flavour = FlavourRust
 	} else {
 		caps.Flavour = FlavourC
-		for _, m := range dashO.FindAllStringSubmatch(help, -1) {
+		for _, m := range dashO().FindAllStringSubmatch(help, -1) {
 			caps.Options = append(caps.Options, strings.FieldsFunc(m[1], func(r rune) bool { return r == '|' || r == '/' })...)
 		}
 	}

@@ -17,7 +17,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -67,7 +66,7 @@ type Store struct {
 }
 
 // idText is a key's first digits and a number that tells one making from the next.
-var idText = regexp.MustCompile(`^[0-9a-f]{12}-[0-9a-z]{1,13}$`)
+var idText = vm.Pattern(`^[0-9a-f]{12}-[0-9a-z]{1,13}$`)
 
 const (
 	keyDigits      = 12
@@ -107,7 +106,7 @@ func (s Store) List() ([]*Template, error) {
 }
 
 func (s Store) open(id string) (*Template, error) {
-	if !idText.MatchString(id) {
+	if !idText().MatchString(id) {
 		return nil, fs.ErrNotExist
 	}
 	t := &Template{ID: id, Dir: filepath.Join(s.Dir, id)}
