@@ -1,6 +1,7 @@
 package cloudinit
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"os/exec"
@@ -22,8 +23,9 @@ type Facts struct {
 type Probe struct {
 	Root   string // prefix of every path read; "/" for the real host
 	Getenv func(string) string
-	// Git returns the user's own Git configuration, by key.
-	Git func(ctx context.Context) map[string]string
+	// Git begins to ask for the user's own Git configuration, and returns what
+	// waits for the answer: values by key.
+	Git func(ctx context.Context) func() map[string]string
 }
 
 // HostProbe looks at the machine and the user that this process belongs to.
@@ -33,14 +35,13 @@ func HostProbe() Probe {
 
 // Facts gathers everything.
 func (p Probe) Facts(ctx context.Context) Facts {
-	git := make(chan Git, 1)
-	go func() { git <- p.identity(ctx) }() // another process, which need not be waited for idly
+	git := p.Git(ctx)
 	cas, warnings := p.extraCAs(time.Now())
 	return Facts{
 		Timezone: p.timezone(),
 		Locale:   p.locale(),
 		CAs:      cas,
-		Git:      <-git,
+		Git:      identity(git()),
 		Warnings: warnings,
 	}
 }
@@ -100,8 +101,7 @@ func assignment(lines, name string) string {
 
 // identity drops a value that no seed could carry: a broken host setting
 // must not keep a machine from starting.
-func (p Probe) identity(ctx context.Context) Git {
-	values := p.Git(ctx)
+func identity(values map[string]string) Git {
 	for key, value := range values {
 		if noControl(value) != nil {
 			delete(values, key)
@@ -113,19 +113,23 @@ func (p Probe) identity(ctx context.Context) Git {
 // globalGit asks Git itself, which knows about includes and XDG paths. It
 // asks from the root directory, away from any repository: a workspace's own
 // configuration is the guest's to write.
-func globalGit(ctx context.Context) map[string]string {
+func globalGit(ctx context.Context) func() map[string]string {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
 	cmd := exec.CommandContext(ctx, "git", "config", "--global", "--includes", "--null", "--get-regexp", `^user\.(name|email)$`)
 	cmd.Dir = "/"
-	out, err := cmd.Output()
-	if err != nil {
-		return nil // no Git, no file, no such key
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	err := cmd.Start()
+	return func() map[string]string {
+		defer cancel()
+		if err != nil || cmd.Wait() != nil {
+			return nil // no Git, no file, no such key
+		}
+		values := map[string]string{}
+		for entry := range strings.SplitSeq(out.String(), "\x00") {
+			key, value, _ := strings.Cut(entry, "\n")
+			values[key] = strings.TrimSpace(value) // of two the last counts, as for Git
+		}
+		return values
 	}
-	values := map[string]string{}
-	for entry := range strings.SplitSeq(string(out), "\x00") {
-		key, value, _ := strings.Cut(entry, "\n")
-		values[key] = strings.TrimSpace(value) // of two the last counts, as for Git
-	}
-	return values
 }

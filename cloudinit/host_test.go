@@ -35,7 +35,7 @@ func fakeHost(t *testing.T, files map[string]string, env map[string]string) Prob
 	return Probe{
 		Root:   root,
 		Getenv: func(name string) string { return env[name] },
-		Git:    func(context.Context) map[string]string { return nil },
+		Git:    func(context.Context) func() map[string]string { return func() map[string]string { return nil } },
 	}
 }
 
@@ -138,8 +138,8 @@ func TestLocale(t *testing.T) {
 
 func TestGitIdentityIsClean(t *testing.T) {
 	host := fakeHost(t, nil, nil)
-	host.Git = func(context.Context) map[string]string {
-		return map[string]string{"user.name": "Ada", "user.email": "a\nb"}
+	host.Git = func(context.Context) func() map[string]string {
+		return func() map[string]string { return map[string]string{"user.name": "Ada", "user.email": "a\nb"} }
 	}
 	if diff := cmp.Diff(Git{Name: "Ada"}, host.Facts(t.Context()).Git); diff != "" {
 		t.Error(diff)

@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/renameio/v2"
 	"github.com/kdomanski/iso9660"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // volumeLabel is how cloud-init finds the seed among the guest's disks.
@@ -23,7 +25,7 @@ func (s *Seed) WriteISO(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(path, image, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+	if err := vm.WriteFile(path, image, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
 		return fmt.Errorf("write seed %s: %w", path, err)
 	}
 	return nil

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/agentvm/agentvm/vm"
@@ -168,7 +167,7 @@ func (m *Manager) record(j *Journal, step Step) error {
 	}
 	// renameio syncs the file before it renames it; the name is ours to sync.
 	// It would make the file in $TMPDIR, which can be anybody's to replace it in.
-	if err := renameio.WriteFile(m.journalPath(j.Address), append(data, '\n'), 0o644, renameio.WithTempDir(m.dir())); err != nil {
+	if err := vm.WriteFile(m.journalPath(j.Address), append(data, '\n'), 0o644); err != nil {
 		return fmt.Errorf("write the journal of %s: %w", j.Address, err)
 	}
 	if err := syncDir(m.dir()); err != nil {

@@ -129,6 +129,6 @@ func writeManifest(dir string, m Manifest) error {
 	if err != nil {
 		return fmt.Errorf("encode manifest of %s: %w", m.ID, err)
 	}
-	return renameio.WriteFile(filepath.Join(dir, manifestName), append(data, '\n'), 0o644,
+	return vm.WriteFile(filepath.Join(dir, manifestName), append(data, '\n'), 0o644,
 		renameio.IgnoreUmask())
 }

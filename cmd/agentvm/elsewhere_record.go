@@ -14,8 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
@@ -102,7 +100,7 @@ func (e *elsewhere) write() error {
 		data, err = json.Marshal(e.record)
 	}
 	if err == nil {
-		err = renameio.WriteFile(filepath.Join(e.dir, recordFile), append(data, '\n'), 0o600)
+		err = vm.WriteFile(filepath.Join(e.dir, recordFile), append(data, '\n'), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("make a record of the machine: %w", err)

@@ -8,10 +8,10 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 	gossh "golang.org/x/crypto/ssh"
 
+	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/ssh"
 )
 
@@ -39,7 +39,7 @@ git, editors and Ansible work with the machine by its name:
 				proxy = append([]string{"env", "AGENTVM_HOME=" + home}, proxy...)
 			}
 			host := ssh.OpenSSHHost{Alias: id.Name, User: id.User, Proxy: proxy, KnownHosts: known}
-			if err := renameio.WriteFile(host.KnownHosts, []byte(host.KnownHostsLine(key)), 0o600); err != nil {
+			if err := vm.WriteFile(host.KnownHosts, []byte(host.KnownHostsLine(key)), 0o600); err != nil {
 				return fmt.Errorf("write %s: %w", host.KnownHosts, err)
 			}
 			text, err := host.Config()

@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/goccy/go-yaml"
 
@@ -21,50 +22,68 @@ var builtin embed.FS
 
 // Set holds profiles by name.
 type Set struct {
-	profiles map[string]Profile
+	profiles map[string]func() (Profile, error)
 }
 
 // Load reads the built-in profiles and then every *.yaml file at the top of
 // each of extra; a later profile replaces an earlier one of its name. A
-// directory that does not exist adds nothing.
+// directory that does not exist adds nothing. What is wrong with one of extra
+// is found here; the built-in ones, of which a command needs one, are parsed
+// when they are asked for.
 func Load(extra ...fs.FS) (*Set, error) {
 	own, err := fs.Sub(builtin, "profiles")
 	if err != nil {
 		return nil, fmt.Errorf("read built-in agent profiles: %w", err)
 	}
-	s := &Set{profiles: map[string]Profile{}}
-	for _, dir := range append([]fs.FS{own}, extra...) {
-		if err := s.add(dir); err != nil {
+	s := &Set{profiles: map[string]func() (Profile, error){}}
+	if _, err := s.add(own); err != nil {
+		return nil, err
+	}
+	for _, dir := range extra {
+		names, err := s.add(dir)
+		if err != nil {
 			return nil, err
+		}
+		for _, name := range names {
+			if _, err := s.profiles[name](); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return s, nil
 }
 
-func (s *Set) add(dir fs.FS) error {
+// add makes the profiles of a directory known, unread, and returns their names.
+func (s *Set) add(dir fs.FS) (names []string, err error) {
 	entries, err := fs.ReadDir(dir, ".")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("read agent profiles: %w", err)
+		return nil, fmt.Errorf("read agent profiles: %w", err)
 	}
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), ".yaml")
 		if !ok || e.IsDir() {
 			continue
 		}
-		data, err := fs.ReadFile(dir, e.Name())
-		if err != nil {
-			return fmt.Errorf("read agent profile: %w", err)
-		}
-		p, err := parse(name, data)
-		if err != nil {
-			return vm.Classify(vm.ErrUsage, fmt.Errorf("agent profile %s: %w", e.Name(), err))
-		}
-		s.profiles[name] = p
+		s.profiles[name] = sync.OnceValues(func() (Profile, error) { return read(dir, name) })
+		names = append(names, name)
 	}
-	return nil
+	return names, nil
+}
+
+func read(dir fs.FS, name string) (Profile, error) {
+	file := name + ".yaml"
+	data, err := fs.ReadFile(dir, file)
+	if err != nil {
+		return Profile{}, fmt.Errorf("read agent profile: %w", err)
+	}
+	p, err := parse(name, data)
+	if err != nil {
+		return Profile{}, vm.Classify(vm.ErrUsage, fmt.Errorf("agent profile %s: %w", file, err))
+	}
+	return p, nil
 }
 
 // Names lists the profiles in order.
@@ -73,8 +92,8 @@ func (s *Set) Names() []string { return slices.Sorted(maps.Keys(s.profiles)) }
 // Get returns the profile of that name. The error of an unknown one wraps
 // vm.ErrNotFound and has a hint.
 func (s *Set) Get(name string) (Profile, error) {
-	if p, ok := s.profiles[name]; ok {
-		return p, nil
+	if profile, ok := s.profiles[name]; ok {
+		return profile()
 	}
 	hint := "known agents: " + strings.Join(s.Names(), ", ")
 	if near := vm.Nearest(name, s.Names()); near != "" {

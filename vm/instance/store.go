@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	"github.com/google/renameio/v2"
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/saved"
@@ -245,7 +244,7 @@ func (i *Instance) write(file string, v any) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
 	}
-	if err := renameio.WriteFile(i.Path(file), append(data, '\n'), 0o600); err != nil {
+	if err := vm.WriteFile(i.Path(file), append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write %s of %q: %w", file, i.Name, err)
 	}
 	return nil

@@ -10,8 +10,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/agentvm/agentvm/cloudinit"
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
@@ -112,7 +110,7 @@ func writeCall(inst *instance.Instance, call line.Call, err error) error {
 	if err != nil {
 		return fmt.Errorf("describe the guest: %w", err)
 	}
-	return renameio.WriteFile(inst.Path(instance.CallFile), data, 0o600)
+	return vm.WriteFile(inst.Path(instance.CallFile), data, 0o600)
 }
 
 // seedConfig is the guest in cloud-init's terms, without its keys.
@@ -155,7 +153,7 @@ func keyPair(path, comment string) (cloudinit.KeyPair, error) {
 		if err != nil {
 			return pair, err
 		}
-		if err := renameio.WriteFile(path, pair.Private, 0o600); err != nil {
+		if err := vm.WriteFile(path, pair.Private, 0o600); err != nil {
 			return pair, fmt.Errorf("write key: %w", err)
 		}
 		return pair, nil

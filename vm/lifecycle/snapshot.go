@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
@@ -101,7 +99,7 @@ func (m *Manager) makeSnapshot(inst *instance.Instance, name string, save func(*
 	if err != nil {
 		return s, err
 	}
-	if err := renameio.WriteFile(filepath.Join(s.dir, snapshotFile), data, 0o600); err != nil {
+	if err := vm.WriteFile(filepath.Join(s.dir, snapshotFile), data, 0o600); err != nil {
 		return s, fmt.Errorf("make snapshot: %w", err)
 	}
 	return s, nil

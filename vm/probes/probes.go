@@ -11,7 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
+	"github.com/agentvm/agentvm/vm"
 )
 
 // Store is the directory that answers are kept in. The empty one keeps nothing.
@@ -50,7 +50,7 @@ func (s Store) Write(kind, key string, answer any) {
 	if err != nil || os.MkdirAll(string(s), 0o700) != nil {
 		return
 	}
-	_ = renameio.WriteFile(s.file(kind, key), b, 0o600)
+	_ = vm.WriteFile(s.file(kind, key), b, 0o600)
 }
 
 func (s Store) file(kind, key string) string {

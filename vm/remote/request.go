@@ -12,8 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/agentvm/agentvm/vm"
 )
 
@@ -62,7 +60,7 @@ func (s Side) prepare(r Request) (string, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil { // nothing has been copied yet
 			return "", fmt.Errorf("keep the machine's configuration: %w", err)
 		}
-		if err := renameio.WriteFile(filepath.Join(dir, ConfigFile), r.Config, 0o600); err != nil {
+		if err := vm.WriteFile(filepath.Join(dir, ConfigFile), r.Config, 0o600); err != nil {
 			return "", fmt.Errorf("keep the machine's configuration: %w", err)
 		}
 	}
@@ -75,7 +73,7 @@ func (s Side) prepare(r Request) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return token, renameio.WriteFile(path, data, 0o600)
+	return token, vm.WriteFile(path, data, 0o600)
 }
 
 // sweep removes what nobody came for.
@@ -131,7 +129,7 @@ func (s Side) Run(token string, do func(Request) int) (int, error) {
 	}
 	data, err := json.Marshal(self)
 	if err == nil {
-		err = renameio.WriteFile(running, data, 0o600)
+		err = vm.WriteFile(running, data, 0o600)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("note the request: %w", err)
@@ -142,7 +140,7 @@ func (s Side) Run(token string, do func(Request) int) (int, error) {
 		code = do(r)
 	}
 	if code == lost { // others need no second word
-		err = renameio.WriteFile(result, fmt.Append(nil, code), 0o600)
+		err = vm.WriteFile(result, fmt.Append(nil, code), 0o600)
 	}
 	return code, errors.Join(err, os.Remove(running))
 }

@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/agentvm/agentvm/images"
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/instance"
@@ -189,7 +187,7 @@ func identity(dir, name string) (string, error) {
 		}
 	}
 	made := rand.Text()
-	if err := renameio.WriteFile(file, []byte(made), 0o600); err != nil {
+	if err := vm.WriteFile(file, []byte(made), 0o600); err != nil {
 		return "", err
 	}
 	if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {

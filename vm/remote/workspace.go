@@ -12,8 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/mirror"
 )
@@ -288,7 +286,7 @@ func writeJSON(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(file, data, 0o600); err != nil {
+	if err := vm.WriteFile(file, data, 0o600); err != nil {
 		return fmt.Errorf("keep what is known of the workspace: %w", err)
 	}
 	return nil

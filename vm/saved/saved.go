@@ -16,8 +16,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // Format is the version of the files.
@@ -126,7 +127,7 @@ func (ix *index) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(filepath.Join(dir, indexFile), data, 0o600); err != nil {
+	if err := vm.WriteFile(filepath.Join(dir, indexFile), data, 0o600); err != nil {
 		return fmt.Errorf("save the machine: %w", err)
 	}
 	return nil

@@ -101,10 +101,14 @@ func (s *Supervisor) to(state instance.State, reason string) {
 }
 
 // trace records a stretch of start-up that has just ended. Stretches may
-// overlap.
+// overlap. The next change writes it down: to wait for the disk here would make
+// the stretches longer.
 func (s *Supervisor) trace(name string, began time.Time) {
 	p := instance.Phase{Name: name, Start: began, Took: time.Since(began)}
-	s.change(func(st *instance.Status) { st.Phases = append(st.Phases, p) })
+	s.mu.Lock()
+	s.status.Phases = append(s.status.Phases, p)
+	s.publish()
+	s.mu.Unlock()
 	s.log.Info("phase", "name", name, "took", p.Took)
 }
 
@@ -122,6 +126,11 @@ func (s *Supervisor) change(alter func(*instance.Status)) {
 		// A full disk must not end a running machine; the sockets still tell.
 		s.log.Error("write status", "error", err)
 	}
+	s.publish()
+}
+
+// publish tells the watchers; the caller holds mu.
+func (s *Supervisor) publish() {
 	st := s.snapshot()
 	for c := range s.watchers {
 		select {

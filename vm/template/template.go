@@ -24,7 +24,6 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	"github.com/google/renameio/v2"
 
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/saved"
@@ -226,7 +225,7 @@ func (s Store) Publish(dir string, m Manifest) (*Template, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := renameio.WriteFile(filepath.Join(dir, manifestFile), append(data, '\n'), 0o600); err != nil {
+	if err := vm.WriteFile(filepath.Join(dir, manifestFile), append(data, '\n'), 0o600); err != nil {
 		return nil, fmt.Errorf("publish template: %w", err)
 	}
 	// A template made anew is another one: whoever has begun to start from the
