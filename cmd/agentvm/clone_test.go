@@ -120,6 +120,7 @@ func TestTemplate(t *testing.T) {
 	for name, dir := range dirs {
 		wait.Go(func() {
 			o := h.runIn(dir, "", "up")
+			h.runIn(dir, "", "exec", "--", "logger", "--tag=early", "at once")
 			mu.Lock()
 			defer mu.Unlock()
 			results[name] = o
@@ -152,9 +153,11 @@ func TestTemplate(t *testing.T) {
 			"systemctl is-system-running": "running\n",
 			"sudo grep -rlsI -e '[P]RIVATE KEY' /etc /home /root /run /tmp /var || :":                                             "/etc/ssh/ssh_host_ed25519_key\n",
 			"timeout 60 sh -c 'until sudo journalctl --boot --quiet --lines=1 --output=cat | grep .; do sleep 0.1; done' | wc -l": "1\n",
-			"timeout 60 udevadm settle; echo $?": "0\n", // its queue is held at first
-			"git config core.checkStat":          "minimal\n",
-			"git config user.email":              "ada@example.org\n",
+			"sudo journalctl --boot --quiet --output=cat --identifier=early":                                                      "at once\n", // when it was still held
+			"sudo journalctl --boot --quiet --output=cat --dmesg | head -n 1":                                                     "random: crng reseeded due to virtual machine fork\n",
+			"timeout 60 udevadm settle; echo $?":                                                                                  "0\n", // its queue is held at first
+			"git config core.checkStat":                                                                                           "minimal\n",
+			"git config user.email":                                                                                               "ada@example.org\n",
 		} {
 			if got := h.guest(dirs["ada"], script); got != want {
 				t.Errorf("%s: %q, want %q", script, got, want)

@@ -18,15 +18,14 @@ import os
 import shutil
 import signal
 import socket
-import stat
 import struct
 import subprocess
-import threading
 import time
 import traceback
 
 # random(4): credit the host's 256 bits, then use them at once.
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
+random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
 
 
 def port():
@@ -43,9 +42,8 @@ def port():
 
 def awake(now, entropy):
     """Sets the clock and the kernel's random numbers right, first of all."""
-    with open("/dev/urandom", "wb", buffering=0) as random:
-        fcntl.ioctl(random, RNDADDENTROPY, struct.pack("ii32s", 256, 32, entropy))
-        fcntl.ioctl(random, RNDRESEEDCRNG)
+    fcntl.ioctl(random, RNDADDENTROPY, struct.pack("ii32s", 256, 32, entropy))
+    fcntl.ioctl(random, RNDRESEEDCRNG)
     time.clock_settime(time.CLOCK_REALTIME, now)
 
 
@@ -75,7 +73,7 @@ while header := line.readline():
     try:
         awake(float(now), bytes.fromhex(entropy.decode()))
         if function:
-            globals()[function[0].decode()](json.loads(text))
+            globals()[function[0].decode()](text)
         else:
             exec(compile(text, "line", "exec"))
         say("agentvm-done 0")

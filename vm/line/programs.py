@@ -1,12 +1,17 @@
 # What the host asks for by name. Compiling it takes a guest that has just
-# been restored longer than running it, so that is done before it is saved.
+# been restored longer than running it, so that is done before it is saved. For an
+# emulated guest all that runs for the first time is slow, so it is kept short:
+# few and plain calls, and the login's part first.
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def write(path, text):
-    with open(path, "w") as f:
-        f.write(text)
+def write(path, text, mode=0o666):
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    data = text.encode()
+    while data:
+        data = data[os.write(fd, data) :]
+    os.close(fd)
 
 
 def mount(source, target, kind, flags=0):
@@ -29,7 +34,8 @@ def mount_shares(guest):
         lost.append(f"directories in the home directory: {error}")
     for share in guest["shares"]:
         try:
-            os.makedirs(share["target"], exist_ok=True)
+            if not os.path.isdir(share["target"]):
+                os.makedirs(share["target"])
             mount(share["tag"], share["target"], "virtiofs", 1 if share["readonly"] else 0)
         except Exception as error:
             lost.append(f"not mounted: {share['target']}: {error}")
@@ -46,8 +52,9 @@ def name_it(guest):
 
 def new_boot():
     """The id of this boot is the template's, and the kernel never changes it."""
-    with open("/proc/sys/kernel/random/uuid") as f:
-        write("/run/boot_id", f.read())
+    fd = os.open("/proc/sys/kernel/random/uuid", os.O_RDONLY | os.O_CLOEXEC)
+    write("/run/boot_id", os.read(fd, 64).decode())
+    os.close(fd)
     mount("/run/boot_id", "/proc/sys/kernel/random/boot_id", "", 4096)  # MS_BIND
 
 
@@ -64,15 +71,28 @@ def restart_sshd():
     raise TimeoutError("sshd does not serve with its new key")
 
 
-def hand_over_key(path, key):
-    """sshd has been waiting for its host key, which it reads from the pipe. A
-    boot finds it in a file."""
-    pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
-        f.write(key)
-    os.rename(path + ".new", path)  # in place of the link to the pipe
+# Where a template's sshd waits for its host key, which it reads from a pipe. A
+# boot finds it in a file.
+host_key = "/etc/ssh/ssh_host_ed25519_key"
+host_key_pipe = "/run/ssh_host_key"
+
+
+def sshd_waits():
+    try:
+        return os.readlink(host_key) == host_key_pipe
+    except OSError:
+        return False
+
+
+def hand_over_key(key):
+    pipe = os.open(host_key_pipe, os.O_WRONLY | os.O_NONBLOCK)
     os.write(pipe, key.encode())
     os.close(pipe)
+
+
+def keep_key(key):
+    write(host_key + ".new", key, 0o600)
+    os.rename(host_key + ".new", host_key)  # in place of the link to the pipe
 
 
 def settle():
@@ -82,44 +102,44 @@ def settle():
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     signal.sigtimedwait([signal.SIGTERM], 2)
     subprocess.run(["udevadm", "control", "--start-exec-queue"])
-    # What the journal has is the template's, under its boot and its machine's ids.
+    # What the journal has is the template's, under its boot and its machine's ids. The
+    # next one, which systemd starts at once, reads what has been logged since.
     shutil.rmtree("/run/log/journal", ignore_errors=True)
-    subprocess.run(["systemctl", "restart", "--no-block", "systemd-journald"])
+    subprocess.run(["systemctl", "kill", "--signal=KILL", "systemd-journald"])
 
 
-def clone(guest):
+def clone(told):
     """Makes the guest a machine of its own."""
-    # Who may log in. The files exist, so their owners and modes stay.
-    host_key = "/etc/ssh/ssh_host_ed25519_key"
-    waits = stat.S_ISFIFO(os.stat(host_key).st_mode)
+    waits = sshd_waits()
     if waits:
         say("login")  # connections wait too, until sshd has its key
-    write(host_key + ".pub", guest["host_key_public"] + "\n")
+    guest = json.loads(told)
+    # Who may log in. The file exists, so its owner and mode stay.
     write(guest["authorized_keys_file"], guest["authorized_keys"])
     if waits:
-        hand_over_key(host_key, guest["host_key"])
-    else:
-        write(host_key, guest["host_key"])
+        hand_over_key(guest["host_key"])
+    keep_key(guest["host_key"])
+    write(host_key + ".pub", guest["host_key_public"] + "\n")
+    if not waits:
         restart_sshd()
         say("login")
-    mounting = threading.Thread(target=mount_shares, args=[guest])
-    mounting.start()
 
     # Who the guest is. No command runs before this is over.
     write("/etc/machine-id", guest["machine_id"] + "\n")
     name_it(guest)
     new_boot()
-    mounting.join()
+    mount_shares(guest)
     atexit.register(settle)  # when the host hangs up
 
 
-def claim(guest):
+def claim(told):
     """Gives a clone that waited in the pool its name and its shares."""
+    guest = json.loads(told)
     name_it(guest)
     mount_shares(guest)
 
 
-def resume(guest):
+def resume(told):
     """Gives a machine that goes on from what it was itself its shares."""
     say("login")  # its sshd has been its own all along
-    mount_shares(guest)
+    mount_shares(json.loads(told))
