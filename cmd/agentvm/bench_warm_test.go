@@ -173,7 +173,7 @@ func (u usable) account() *table {
 		{"QEMU until its monitor answers, and memory", max(end["qemu"], end["memory"]), true},
 		{"devices", end["state"], true},
 		{"shares plugged in, guest runs", end["resume"], false},
-		{"guest gets its own keys", ssh.Start.Sub(u.up.begun), false},
+		{"guest wakes", ssh.Start.Sub(u.up.begun), false},
 		{"SSH handshake", end["ssh"], true},
 		{"guest becomes its own machine, state, command ends", u.up.took, false},
 		{"agentvm exec -- true", u.total, false},

@@ -48,7 +48,7 @@ var startPhases = map[string]string{
 	"memory":     "memory loaded",
 	"state":      "devices restored",
 	"resume":     "running again",
-	"login":      "guest has its own keys",
+	"login":      "guest is awake",
 	"clone":      "guest is its own machine",
 }
 
