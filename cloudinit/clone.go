@@ -44,8 +44,8 @@ type cloneShare struct {
 // from cfg would have made it. machineID becomes its machine-id(5): 32
 // hexadecimal digits.
 //
-// The guest says "login" when its own sshd listens, which is before the shares
-// are mounted, and after "warning: " what could not be had. Its next boot, from
+// The guest says "login" when connections to its own sshd, which may still wait
+// for its key, are answered in time, and after "warning: " what could not be had. Its next boot, from
 // cfg's own seed, does the same work once more.
 func Clone(cfg Config, machineID string) (line.Call, error) {
 	c, err := named(cfg)

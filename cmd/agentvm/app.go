@@ -23,7 +23,6 @@ import (
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/libvirt"
 	"github.com/agentvm/agentvm/vm/lifecycle"
-	"github.com/agentvm/agentvm/vm/qemu"
 	"github.com/agentvm/agentvm/vm/remote"
 	"github.com/agentvm/agentvm/vm/share"
 	"github.com/agentvm/agentvm/vm/template"
@@ -174,7 +173,6 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	probe := probeOnce(store.Dirs.Cache)
 	return &lifecycle.Manager{
 		Store: store, Agents: agents, Executable: exe, Home: a.home(), Pool: func() (int, error) {
 			user, err := config.LoadUser(store.Dirs.UserConfig())
@@ -182,11 +180,7 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 		},
 		Templates: template.Store{Dir: store.Dirs.Templates(), Max: templatesMax},
 		Hardware: func(ctx context.Context, m vm.Machine) (string, error) {
-			caps, err := probe(ctx)
-			if err != nil {
-				return "", err
-			}
-			return qemu.Fingerprint(m, caps)
+			return hardware(ctx, store.Dirs.Cache, m)
 		},
 		ChooseDevices: func(ctx context.Context, want config.GPU, memory int64, runAs *vm.Owner) (lifecycle.Devices, error) {
 			return chooseDevices(ctx, a.gpuHost(), store.Dirs.Cache, want, memory, runAs)
@@ -200,11 +194,7 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 			return images.Open(store.Dirs.Images())
 		},
 		Accel: func(ctx context.Context, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error) {
-			caps, err := probe(ctx)
-			if err != nil {
-				return "", "", err
-			}
-			return chooseAccel(ctx, caps, store.Dirs.Cache, img, runAs)
+			return chooseAccel(ctx, store.Dirs.Cache, img, runAs)
 		},
 	}, nil
 }

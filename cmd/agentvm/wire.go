@@ -53,21 +53,23 @@ func probeQEMU(ctx context.Context, cache string) (qemu.Caps, error) {
 	return caps, nil
 }
 
-// probeOnce is probeQEMU for a command, which needs the answer more than once.
-func probeOnce(cache string) func(context.Context) (qemu.Caps, error) {
-	var once sync.Once
-	var caps qemu.Caps
-	var err error
-	return func(ctx context.Context) (qemu.Caps, error) {
-		once.Do(func() { caps, err = probeQEMU(ctx, cache) })
-		return caps, err
-	}
-}
-
 // chooseAccel decides how guests run here and says why.
-func chooseAccel(ctx context.Context, caps qemu.Caps, cache string, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error) {
+func chooseAccel(ctx context.Context, cache string, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error) {
+	caps, err := probeQEMU(ctx, cache)
+	if err != nil {
+		return "", "", err
+	}
 	v, err := qemu.ProbeAccel(ctx, qemu.AccelProbe{Caps: caps, Kernel: img.Kernel(), RunAs: runAs, Probes: probesIn(cache)})
 	return v.Accel, v.Reason, err
+}
+
+// hardware names what a guest can observe of a machine.
+func hardware(ctx context.Context, cache string, m vm.Machine) (string, error) {
+	caps, err := probeQEMU(ctx, cache)
+	if err != nil {
+		return "", err
+	}
+	return qemu.Fingerprint(m, caps)
 }
 
 // parts starts the real pieces of a machine.

@@ -155,7 +155,7 @@ def log(*words, **options):
         print(*words[0], file=f)
 subprocess.run = log
 shutil.rmtree = lambda path, ignore_errors: log(["rm", path])
-atexit.register(settle)
+settle_later()
 `, done)
 			if err := l.Run(t.Context(), program, nil); err != nil {
 				t.Fatal(err)
@@ -176,7 +176,7 @@ atexit.register(settle)
 			if took := time.Since(began); !stop && took < 1900*time.Millisecond {
 				t.Errorf("ended after %v", took)
 			}
-			const want = "udevadm control --start-exec-queue\nrm /run/log/journal\nsystemctl kill --signal=KILL systemd-journald\n"
+			const want = "rm /run/log/journal\nsystemctl kill --signal=KILL systemd-journald\nudevadm control --start-exec-queue\n"
 			if text, err := os.ReadFile(done); err != nil || string(text) != want {
 				t.Errorf("done:\n%s(%v), want:\n%s", text, err, want)
 			}

@@ -11,6 +11,7 @@ need is imported here, before the guest is saved.
 import atexit
 import ctypes
 import fcntl
+import functools
 import glob
 import io
 import json

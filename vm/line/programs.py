@@ -74,18 +74,20 @@ def restart_sshd():
 # Where a template's sshd waits for its host key, which it reads from a pipe. A
 # boot finds it in a file.
 host_key = "/etc/ssh/ssh_host_ed25519_key"
-host_key_pipe = "/run/ssh_host_key"
+F_GETPIPE_SZ = 1032  # fcntl(2); Python has it since 3.10
 
 
-def sshd_waits():
+def waiting_sshd():
+    """The pipe at whose other end sshd waits, or None."""
     try:
-        return os.readlink(host_key) == host_key_pipe
+        pipe = os.open(host_key, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(pipe, F_GETPIPE_SZ)  # fails for what is none
+        return pipe
     except OSError:
-        return False
+        return None
 
 
-def hand_over_key(key):
-    pipe = os.open(host_key_pipe, os.O_WRONLY | os.O_NONBLOCK)
+def hand_over_key(pipe, key):
     os.write(pipe, key.encode())
     os.close(pipe)
 
@@ -95,32 +97,43 @@ def keep_key(key):
     os.rename(host_key + ".new", host_key)  # in place of the link to the pipe
 
 
-def settle():
-    """What can wait until the machine is in use, and its first command over: it is
-    work for seconds in which nothing needs it. Its end is waited for by whoever
-    stops this program."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    signal.sigtimedwait([signal.SIGTERM], 2)
-    subprocess.run(["udevadm", "control", "--start-exec-queue"])
-    # What the journal has is the template's, under its boot and its machine's ids. The
-    # next one, which systemd starts at once, reads what has been logged since.
+@functools.cache
+def begin_journal():
+    """What the journal has is the template's, under its boot and its machine's ids.
+    The service has been stopped (SIGSTOP) in the template: the next one, which systemd
+    starts at once, reads what has been logged since. In a fork it has not been, and
+    what it has written goes, too."""
     shutil.rmtree("/run/log/journal", ignore_errors=True)
     subprocess.run(["systemctl", "kill", "--signal=KILL", "systemd-journald"])
 
 
+def settle():
+    """What can wait until the machine is in use, and its first command over: it is
+    work for seconds in which nothing needs it."""
+    signal.sigtimedwait([signal.SIGTERM], 2)
+    begin_journal()
+    subprocess.run(["udevadm", "control", "--start-exec-queue"])
+
+
+def settle_later():
+    """When the host hangs up. Whoever stops this program before waits for it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    atexit.register(settle)
+
+
 def clone(told):
     """Makes the guest a machine of its own."""
-    waits = sshd_waits()
-    if waits:
+    pipe = waiting_sshd()
+    if pipe is not None:
         say("login")  # connections wait too, until sshd has its key
     guest = json.loads(told)
     # Who may log in. The file exists, so its owner and mode stay.
     write(guest["authorized_keys_file"], guest["authorized_keys"])
-    if waits:
-        hand_over_key(guest["host_key"])
+    if pipe is not None:
+        hand_over_key(pipe, guest["host_key"])
     keep_key(guest["host_key"])
     write(host_key + ".pub", guest["host_key_public"] + "\n")
-    if not waits:
+    if pipe is None:
         restart_sshd()
         say("login")
 
@@ -129,7 +142,7 @@ def clone(told):
     name_it(guest)
     new_boot()
     mount_shares(guest)
-    atexit.register(settle)  # when the host hangs up
+    settle_later()
 
 
 def claim(told):

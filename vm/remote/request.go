@@ -79,6 +79,8 @@ func (s Side) prepare(r Request) (string, error) {
 // sweep removes what nobody came for.
 func (s Side) sweep() {
 	found, _ := filepath.Glob(filepath.Join(s.Dirs.Run, "remote-*.*"))
+	begun, _ := filepath.Glob(filepath.Join(s.Dirs.Run, ".remote-*.*")) // by vm.WriteFile
+	found = append(found, begun...)
 	for _, path := range found {
 		fi, err := os.Lstat(path)
 		running := strings.HasSuffix(path, ".running") && s.lives(path)

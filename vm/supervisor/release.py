@@ -9,6 +9,8 @@ import ctypes
 import errno
 import glob
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -49,6 +51,14 @@ def holders(target):
                 yield f"a mount at {below}"
 
 
+def stopped(process):
+    try:
+        with open(f"/proc/{process}/status") as f:
+            return "\nState:\tT" in f.read()
+    except OSError:
+        return False
+
+
 unmounted = []
 for tag, target, readonly in reversed(told["shares"]):
     if not os.path.ismount(target):
@@ -70,4 +80,8 @@ for verb in "stop", "reset-failed":  # one that nobody came to talk to
     subprocess.run(["systemctl", verb, "agentvm-line"], stderr=subprocess.DEVNULL)
 # What a listener that was killed has left held is not to be saved.
 subprocess.run(["udevadm", "control", "--start-exec-queue"], stderr=subprocess.DEVNULL)
+journal = subprocess.run(["systemctl", "show", "-P", "MainPID", "systemd-journald"], stdout=subprocess.PIPE, text=True).stdout.strip()
+if stopped(journal):
+    shutil.rmtree("/run/log/journal", ignore_errors=True)
+    os.kill(int(journal), signal.SIGKILL)
 subprocess.run(["systemd-run", "--quiet", "--collect", "--unit=agentvm-line", "python3", "/run/agentvm-listen"], check=True)

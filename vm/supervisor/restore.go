@@ -146,7 +146,7 @@ func (s *Supervisor) call() (c line.Call, err error) {
 }
 
 // become makes the guest the machine that it is to be. The login, which takes
-// the longest, begins as soon as the guest's own sshd is there.
+// the longest, begins as soon as the guest says so; its sshd may get its key then.
 func (s *Supervisor) become(ctx context.Context, l Line, call line.Call) (Guest, []string, error) {
 	began := time.Now()
 	login := make(chan struct{})
@@ -178,7 +178,7 @@ func (s *Supervisor) become(ctx context.Context, l Line, call line.Call) (Guest,
 }
 
 // tell makes the guest what it is to be, and returns what it could not have.
-// login is called when somebody can log in.
+// login is called when somebody can begin to log in.
 func (s *Supervisor) tell(ctx context.Context, l Line, call line.Call, login func()) (warnings []string, err error) {
 	defer s.trace("clone", time.Now())
 	err = l.Call(ctx, call, func(text string) {

@@ -347,7 +347,7 @@ func (s *Supervisor) tryCopy(life context.Context, req saveRequest) (refused, er
 		return fmt.Errorf("the guest could not write down what it has of the disk: exit code %d", code), nil
 	}
 	s.to(instance.Saving, "")
-	defer s.trace("save", time.Now())
+	began := time.Now()
 	s.guest.Watch(false) // it answers nothing now
 	// Whether it pauses is not left open: it could not be told to go on.
 	if refused = s.machine.Pause(life); refused == nil {
@@ -362,6 +362,7 @@ func (s *Supervisor) tryCopy(life context.Context, req saveRequest) (refused, er
 		return nil, fmt.Errorf("let the machine go on: %w", err)
 	}
 	s.guest.Watch(true)
+	s.trace("save", began)
 	s.to(before.State, before.Reason)
 	go s.tellTime(life, s.guest) // which stood still
 	return refused, nil
