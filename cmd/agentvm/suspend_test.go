@@ -92,6 +92,16 @@ func TestSuspend(t *testing.T) {
 		}
 		h.fails(dir, exitUsage, "", "resume", "sleeper", "too much")
 	})
+	t.Run("what waits is not saved", func(t *testing.T) { // as after a clone's listener that was killed
+		h.guest(dir, "sudo sh -c 'udevadm control --stop-exec-queue; systemctl kill --signal=STOP systemd-journald; logger --tag=held still there'")
+		h.must(dir, "suspend")
+		h.resume(dir)
+		const script = "timeout 60 sh -c 'until sudo journalctl --boot --quiet --output=cat --identifier=held | grep .; do sleep 0.1; done'; " +
+			"timeout 60 udevadm settle; echo $?"
+		if got := h.guest(dir, script); got != "still there\n0\n" {
+			t.Errorf("it says %q", got)
+		}
+	})
 	t.Run("snapshot", func(t *testing.T) {
 		h.must(dir, "snapshot", "create", "before")
 		inOrder(t) // it goes on
