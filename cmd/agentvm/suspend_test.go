@@ -5,12 +5,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/lifecycle"
 	"github.com/agentvm/agentvm/vm/saved"
 )
 
@@ -73,6 +75,16 @@ func TestSuspend(t *testing.T) {
 		h.fails(dir, exitFailure, "/workspace is in use by process", "suspend")
 		h.fails(dir, exitFailure, "sleep 600", "snapshot", "create", "busy")
 		end()
+		for _, hidden := range []struct{ hold, holder, end string }{
+			{"sudo mkdir /mnt/w; sudo mount --bind /workspace /mnt/w", "a mount at /mnt/w", "sudo umount /mnt/w"},
+			{"unshare --mount sleep 611 >/dev/null 2>&1 </dev/null &", "(sleep 611)", "pkill -f 'sleep 61[1]'"},
+			{"exec 9>/workspace/out; umount --lazy /workspace; sleep 612 >/dev/null 2>&1 </dev/null &", "(sleep 612)",
+				"pkill -f 'sleep 61[2]'; while pgrep -f 'sleep 61[2]'; do sleep 0.1; done; mount -t virtiofs workspace /workspace"},
+		} {
+			h.guest(dir, "cd / && sudo sh -c "+strconv.Quote(hidden.hold))
+			h.fails(dir, exitFailure, hidden.holder, "suspend")
+			h.guest(dir, "cd / && sudo sh -c "+strconv.Quote(hidden.end))
+		}
 		if list := h.snapshots(dir); len(list) > 0 {
 			t.Errorf("snapshots: %+v", list)
 		}
@@ -105,6 +117,15 @@ func TestSuspend(t *testing.T) {
 	t.Run("snapshot", func(t *testing.T) {
 		h.must(dir, "snapshot", "create", "before")
 		inOrder(t) // it goes on
+		full := h.instance("sleeper").Path(lifecycle.OverlayFile + ".new/no room")
+		if err := os.MkdirAll(full, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		h.fails(dir, exitFailure, lifecycle.OverlayFile+".new", "snapshot", "restore", "before")
+		inOrder(t) // it goes on
+		if err := os.RemoveAll(filepath.Dir(full)); err != nil {
+			t.Fatal(err)
+		}
 		h.guest(dir, "cd / && pkill -f 'sleep 9876[5]'; rm /dev/shm/kept ~/kept; sync")
 		h.must(dir, "snapshot", "restore", "before")
 		inOrder(t)

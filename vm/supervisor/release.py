@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -23,14 +24,41 @@ def unmount(target):
     return 0
 
 
-def holders(target):
-    """Everything that keeps target busy, a line each."""
-    device = os.stat(target).st_dev
-    number = f"{os.major(device):02x}:{os.minor(device):02x}"
+def mount(tag, target, readonly):
+    if libc.mount(tag.encode(), os.fsencode(target), b"virtiofs", ctypes.c_ulong(1 if readonly else 0), None) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), target)
+
+
+def left(tag, readonly):
+    """The device number of a share that is in use although it is unmounted:
+    bound to another place, in another namespace, or unmounted lazily. What the
+    kernel has not let go of it mounts once more as it was, whatever is asked
+    for: so the opposite is asked for."""
+    with tempfile.TemporaryDirectory(dir="/run") as place:
+        try:
+            mount(tag, place, not readonly)
+        except OSError:
+            return None  # what is in use can be mounted
+        device = os.stat(place).st_dev
+        options = [options for _, at, options in mounts("/proc/self") if at == place]
+        unmount(place)
+    return device if options[-1].split(",")[0] == ("ro" if readonly else "rw") else None
+
+
+def holders(device, target):
+    """Everything that has the share of this device in use, a line each."""
+    own = f"{os.major(device)}:{os.minor(device)}"
+    mapped = f"{os.major(device):02x}:{os.minor(device):02x}"
+    namespaces = {os.stat("/proc/self/ns/mnt").st_ino: ("/proc/self", "")}
     for directory in sorted(glob.glob("/proc/[0-9]*"), key=lambda d: int(d[6:])):
         try:
+            with open(directory + "/cmdline", "rb") as f:
+                command = f.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            process = f"process {directory[6:]} ({command[:100]})"
+            namespaces.setdefault(os.stat(directory + "/ns/mnt").st_ino, (directory, " of " + process))
             with open(directory + "/maps", errors="replace") as f:
-                held = any(line.split()[3] == number for line in f)
+                held = any(line.split()[3] == mapped for line in f)
             for link in [directory + "/cwd", directory + "/root"] + glob.glob(directory + "/fd/*"):
                 if held:
                     break
@@ -39,16 +67,25 @@ def holders(target):
                 except OSError:
                     pass
             if held:
-                with open(directory + "/cmdline", "rb") as f:
-                    command = f.read().replace(b"\0", b" ").decode(errors="replace").strip()
-                yield f"process {directory[6:]} ({command[:100]})"
+                yield process
         except OSError:
             pass  # it has ended
-    with open("/proc/mounts") as f:
-        for line in f:
-            below = line.split()[1].encode().decode("unicode_escape")
-            if below.startswith(target + "/"):
-                yield f"a mount at {below}"
+    for directory, whose in namespaces.values():
+        for number, place, _ in mounts(directory):
+            below = not whose and place.startswith(target + "/")
+            if below or number == own and (whose or place != target):
+                yield f"a mount at {place}{whose}"
+
+
+def mounts(directory):
+    """The mounts that a process sees: device number, place, options of the file system."""
+    try:
+        with open(directory + "/mountinfo") as f:
+            for line in f:
+                fields = line.split()
+                yield fields[2], fields[4].encode().decode("unicode_escape"), fields[-1]
+    except OSError:
+        pass  # it has ended
 
 
 def stopped(process):
@@ -61,15 +98,22 @@ def stopped(process):
 
 unmounted = []
 for tag, target, readonly in reversed(told["shares"]):
-    if not os.path.ismount(target):
+    device, why = None, []
+    if os.path.ismount(target):
+        device = os.stat(target).st_dev
+        error = unmount(target)
+        if error == 0:
+            unmounted.append((tag, target, readonly))
+            device = None
+        elif error != errno.EBUSY:
+            why = [os.strerror(error)]
+    if device is None:
+        device = left(tag, readonly)
+    if device is None:
         continue
-    error = unmount(target)
-    if error == 0:
-        unmounted.append((tag, target, readonly))
-        continue
-    why = list(holders(target)) if error == errno.EBUSY else [os.strerror(error)]
+    why = why or list(holders(device, target))
     for again in reversed(unmounted):
-        subprocess.run(["mount", "-t", "virtiofs", "-o", "ro" if again[2] else "rw", again[0], again[1]])
+        mount(*again)
     print(f"{target} is in use by " + (", ".join(why[:10]) or "something that cannot be seen"))
     sys.exit(3)
 
