@@ -283,19 +283,24 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, 
 			return Result{}, err
 		}
 	}
-	if _, err := m.stop(ctx, inst, 0); err != nil {
-		return Result{}, err
-	}
-	release, err := inst.Lock(ctx, wait)
+	var stopErr error
+	release, err := inst.Lock(ctx, func() { // who starts or saves the machine ends with it
+		_, stopErr = m.stop(ctx, inst, 0)
+		wait()
+	})
 	if err != nil {
-		return Result{}, err
+		return Result{}, errors.Join(err, stopErr)
 	}
 	defer release()
 	s, err := m.Snapshot(inst, name)
 	if err != nil {
 		return Result{}, err
 	}
-	if _, err := m.stop(ctx, inst, 0); err != nil { // started meanwhile
+	files, err := copyBack(inst, s) // before the end of a machine: there may be no room
+	if err != nil {
+		return Result{}, err
+	}
+	if _, err := m.stop(ctx, inst, 0); err != nil {
 		return Result{}, err
 	}
 	if workspace {
@@ -303,16 +308,17 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, 
 			return Result{}, err
 		}
 	}
-	res, err := m.restoreTo(ctx, inst, s, report)
+	res, err := m.restoreTo(ctx, inst, s, files, report)
 	if err == nil && workspace {
 		err = m.removeOldUndos(inst)
 	}
 	return res, err
 }
 
-// restoreTo makes the machine what it was, but for the workspace.
-func (m *Manager) restoreTo(ctx context.Context, inst *instance.Instance, s Snapshot, report Report) (Result, error) {
-	if err := m.putBack(inst, s); err != nil {
+// restoreTo makes the machine what it was, but for the workspace. copyBack has
+// been there.
+func (m *Manager) restoreTo(ctx context.Context, inst *instance.Instance, s Snapshot, files []string, report Report) (Result, error) {
+	if err := m.putBack(inst, s.Name, files); err != nil {
 		return Result{}, err
 	}
 	if err := inst.WriteSpec(s.Spec); err != nil {
@@ -395,31 +401,35 @@ func (m *Manager) removeOldUndos(inst *instance.Instance) (err error) {
 	return err
 }
 
-// putBack replaces the machine's disk by the snapshot's. Until all of that is
-// there, the machine stays what it is.
-func (m *Manager) putBack(inst *instance.Instance, s Snapshot) error {
-	var names []string
+// copyBack copies the snapshot's disk beside the machine's, for putBack, which
+// takes the names of the files.
+func copyBack(inst *instance.Instance, s Snapshot) (names []string, err error) {
 	for _, name := range []string{VarsFile, OverlayFile} {
 		src := filepath.Join(s.dir, name)
 		if _, err := os.Stat(src); name == VarsFile && errors.Is(err, fs.ErrNotExist) {
 			continue
 		} else if err != nil {
-			return fmt.Errorf("read snapshot %q: %w", s.Name, err)
+			return nil, fmt.Errorf("read snapshot %q: %w", s.Name, err)
 		}
 		fresh := inst.Path(name + ".new")
-		_ = os.Remove(fresh) // of a killed command
+		_ = os.Remove(fresh) // of a restore that got no further
 		if err := saved.Copy(fresh, src); err != nil {
-			return err
+			return nil, err
 		}
 		names = append(names, name)
 	}
+	return names, nil
+}
+
+// putBack replaces the machine's disk by what copyBack has copied.
+func (m *Manager) putBack(inst *instance.Instance, name string, files []string) error {
 	// A memory that it was suspended with does not fit another disk.
 	if err := m.discardSaved(inst); err != nil {
 		return err
 	}
-	for _, name := range names {
-		if err := os.Rename(inst.Path(name+".new"), inst.Path(name)); err != nil {
-			return fmt.Errorf("restore snapshot %q: %w", s.Name, err)
+	for _, file := range files {
+		if err := os.Rename(inst.Path(file+".new"), inst.Path(file)); err != nil {
+			return fmt.Errorf("restore snapshot %q: %w", name, err)
 		}
 	}
 	return nil
