@@ -258,6 +258,40 @@ func TestTemplateKilled(t *testing.T) {
 		clean(t)
 	})
 
+	// onceWritten waits for a file of what is saved.
+	onceWritten := func(file string, act func(*os.Process)) func(*os.Process) {
+		return func(p *os.Process) {
+			for range 60_000 {
+				if there, _ := filepath.Glob(filepath.Join(h.templateDir(), "making", "*", instance.SavedDir, file)); len(there) > 0 {
+					act(p)
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+	t.Run("supervisor is killed while memory is written", func(t *testing.T) {
+		o := h.when(dir, making, onceWritten("memory", func(*os.Process) {
+			_ = syscall.Kill(h.pid("supervise", "making"), syscall.SIGKILL)
+		}), "template", "build")
+		if o.code != exitFailure || !strings.Contains(o.stderr, "was killed while") {
+			t.Errorf("exit code %d\n%s", o.code, o.stderr)
+		}
+		clean(t)
+	})
+	t.Run("build is killed once all is written", func(t *testing.T) {
+		h.when(dir, making, onceWritten("saved.json", signal(syscall.SIGKILL)), "template", "build")
+		if list := h.templates(); len(list) > 0 { // it was faster: then it is whole
+			if c := h.up(dir); !c.Restored {
+				t.Errorf("a template is found, and %q boots:\n%s", dir, c.notes)
+			}
+			h.must(dir, "down")
+			h.must(dir, "template", "rm", list[0].ID)
+		}
+		h.must(dir, "template", "prune")
+		clean(t)
+	})
+
 	t.Run("QEMU is killed", func(t *testing.T) {
 		o := h.when(dir, making, inMiddle(func(*os.Process) {
 			_ = syscall.Kill(h.pid(qemuBinary, "making"), syscall.SIGKILL)
