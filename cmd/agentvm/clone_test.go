@@ -119,7 +119,7 @@ func TestTemplate(t *testing.T) {
 	results := map[string]outcome{}
 	for name, dir := range dirs {
 		wait.Go(func() {
-			o := h.runIn(dir, "", "up")
+			o := h.runIn(dir, "", "up", "--trace")
 			if o.code == 0 {
 				o.code = h.runIn(dir, "", "exec", "--", "logger", "--tag=early", "at once").code
 			}
@@ -133,6 +133,11 @@ func TestTemplate(t *testing.T) {
 	for name, o := range results {
 		if o.code != 0 || !strings.Contains(o.stderr, "is restored after") {
 			t.Fatalf("%s: exit code %d\n%s", name, o.code, o.stderr)
+		}
+		for _, phase := range []string{"memory", "login"} {
+			if !strings.Contains(o.stdout, " ms  "+phaseName(phase)+"\n") {
+				t.Errorf("--trace has no %q:\n%s", phaseName(phase), o.stdout)
+			}
 		}
 		made += strings.Count(o.stderr, "making a template")
 		waited += strings.Count(o.stderr, "waiting for it")
