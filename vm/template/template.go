@@ -3,9 +3,10 @@
 // stands for.
 //
 // It promises that a template is found only when it is complete and was made
-// for exactly that key; that two programs never make the same one at once; and
-// that all of them together stay within a bound, the least recently used going
-// first. A machine that has started does not need its template any more.
+// for exactly that key; that two programs never make the same one at once; that
+// one is not removed while somebody holds it; and that all of them together stay
+// within a bound, the least recently used going first. A machine that has
+// started does not need its template any more.
 package template
 
 import (
@@ -50,13 +51,26 @@ type Manifest struct {
 	DiskCRC uint32    `json:"diskCrc32c"`
 }
 
-// Template is one that is complete.
+// Template is one that is complete, or that has a fault.
 type Template struct {
 	ID string
 	Manifest
-	Dir  string
-	Used time.Time // when a machine last started from it
+	Dir   string
+	Used  time.Time // when a machine last started from it; a damaged one: never
+	Fault Fault
+
+	held    *flock.Flock // its use lock
+	doubted bool         // since before it was held
 }
+
+// Fault is why nothing of this version can start from a template, or empty.
+type Fault string
+
+// The faults.
+const (
+	Damaged Fault = "damaged"
+	Foreign Fault = "of another version"
+)
 
 // Store is a directory of templates.
 type Store struct {
@@ -88,13 +102,25 @@ func (s Store) Find(key string) (*Template, error) {
 
 // List returns the complete templates, the last used first.
 func (s Store) List() ([]*Template, error) {
+	return s.list(func(t *Template) bool { return t.Fault == "" })
+}
+
+// Faulty returns the others: they are of no use, and take room all the same.
+func (s Store) Faulty() ([]*Template, error) {
+	return s.list(func(t *Template) bool { return t.Fault != "" })
+}
+
+func (s Store) list(want func(*Template) bool) ([]*Template, error) {
 	entries, err := os.ReadDir(s.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list templates: %w", err)
 	}
 	var list []*Template
 	for _, e := range entries {
-		if t, err := s.open(e.Name()); err == nil {
+		if !e.IsDir() {
+			continue
+		}
+		if t, err := s.open(e.Name()); err == nil && want(t) {
 			list = append(list, t)
 		}
 	}
@@ -104,6 +130,8 @@ func (s Store) List() ([]*Template, error) {
 	return list, nil
 }
 
+// open fails where there is no template, or it cannot be read at this moment.
+// One that appeared by a rename has its manifest: without it, it is damaged.
 func (s Store) open(id string) (*Template, error) {
 	if !idText().MatchString(id) {
 		return nil, fs.ErrNotExist
@@ -111,6 +139,10 @@ func (s Store) open(id string) (*Template, error) {
 	t := &Template{ID: id, Dir: filepath.Join(s.Dir, id)}
 	path := filepath.Join(t.Dir, manifestFile)
 	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Fault = Damaged
+		return t, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -118,14 +150,29 @@ func (s Store) open(id string) (*Template, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(data, &t.Manifest); err != nil {
-		return nil, err
+	if t.Fault = t.Manifest.parse(id, data); t.Fault != Damaged {
+		t.Used = info.ModTime()
 	}
-	if t.Format != Format || len(t.Key) < keyDigits || t.Key[:keyDigits] != id[:keyDigits] {
-		return nil, fs.ErrNotExist
-	}
-	t.Used = info.ModTime()
 	return t, nil
+}
+
+// parse reads the manifest of the template that is called id.
+func (m *Manifest) parse(id string, data []byte) Fault {
+	var any struct { // what every version's has
+		Format int `json:"format"`
+	}
+	switch err := json.Unmarshal(data, &any); {
+	case err != nil || any.Format <= 0:
+		return Damaged
+	case any.Format != Format:
+		m.Format = any.Format
+		return Foreign
+	}
+	if err := json.Unmarshal(data, m); err != nil || len(m.Key) < keyDigits || m.Key[:keyDigits] != id[:keyDigits] {
+		*m = Manifest{}
+		return Damaged
+	}
+	return ""
 }
 
 // Touch records that a machine starts from the template.
@@ -214,10 +261,10 @@ func (s Store) lockFile(key string) string {
 }
 
 // Publish makes the content of dir, on the store's own file system, the
-// template for the manifest's key. The caller holds the key's lock.
-func (s Store) Publish(dir string, m Manifest) (*Template, error) {
+// template for the manifest's key. The caller holds the key's lock, and from the
+// first moment the template, which it must Release.
+func (s Store) Publish(dir string, m Manifest) (_ *Template, err error) {
 	m.Format = Format
-	var err error
 	if m.DiskCRC, err = saved.Checksum(filepath.Join(dir, DiskFile)); err != nil {
 		return nil, fmt.Errorf("publish template: %w", err)
 	}
@@ -228,13 +275,27 @@ func (s Store) Publish(dir string, m Manifest) (*Template, error) {
 	if err := vm.WriteFile(filepath.Join(dir, manifestFile), append(data, '\n'), 0o600); err != nil {
 		return nil, fmt.Errorf("publish template: %w", err)
 	}
+	held := newUseLock(dir)
+	if ok, err := held.TryRLock(); err != nil || !ok {
+		return nil, fmt.Errorf("publish template: lock it: %w", cmp.Or(err, error(ErrInUse)))
+	}
+	defer func() {
+		if err != nil {
+			_ = held.Unlock()
+		}
+	}()
 	// A template made anew is another one: whoever has begun to start from the
 	// old one must not be given a part of the new.
 	id := fmt.Sprintf("%s-%s", m.Key[:keyDigits], strconv.FormatInt(time.Now().UnixNano(), 36))
 	if err := os.Rename(dir, filepath.Join(s.Dir, id)); err != nil {
 		return nil, fmt.Errorf("publish template: %w", err)
 	}
-	return s.open(id)
+	t, err := s.open(id)
+	if err != nil {
+		return nil, fmt.Errorf("publish template: %w", err)
+	}
+	t.held = held
+	return t, nil
 }
 
 // CopyDisk gives a machine that goes on from the template a disk of its own. An
@@ -253,46 +314,35 @@ func (t *Template) CopyDisk(dst string) error {
 // ErrDisk is a template without the disk that its memory remembers.
 var ErrDisk = errors.New("the template's disk cannot be used")
 
-// Remove deletes a template. Machines that have started from it do not mind.
-func (s Store) Remove(t *Template) error {
-	// What is not called a template any more is never found half deleted.
-	gone := filepath.Join(s.Dir, "removed-"+t.ID)
-	if err := os.Rename(t.Dir, gone); err != nil {
-		return fmt.Errorf("remove template %s: %w", t.ID, err)
-	}
-	if err := os.RemoveAll(gone); err != nil {
-		return fmt.Errorf("remove template %s: %w", t.ID, err)
-	}
-	return nil
-}
-
-// Prune deletes templates beyond the store's bound, the least recently used
-// first and keep never, and what killed programs have left half removed. It
-// returns what it deleted.
+// Prune deletes damaged templates, those beyond the store's bound, the least
+// recently used first, and what killed programs have left half removed; never
+// keep, nor one that somebody holds. Another version's count and go like our own:
+// it may be in use beside this one. Prune returns what it deleted.
 func (s Store) Prune(keep *Template) (removed []*Template, err error) {
 	left, _ := filepath.Glob(filepath.Join(s.Dir, "removed-*"))
 	for _, dir := range left {
 		err = errors.Join(err, os.RemoveAll(dir))
 	}
-	list, listErr := s.List()
+	list, listErr := s.list(func(*Template) bool { return true })
 	err = errors.Join(err, listErr)
 	var total int64
 	for _, t := range list {
 		total += t.Disk()
 	}
 	for _, t := range slices.Backward(list) {
-		if total <= s.Max {
-			break
-		}
-		if keep != nil && t.ID == keep.ID {
+		if keep != nil && t.ID == keep.ID || t.Fault != Damaged && total <= s.Max {
 			continue
 		}
-		total -= t.Disk()
-		if rmErr := s.Remove(t); rmErr != nil {
+		size := t.Disk()
+		switch rmErr := s.Remove(t); {
+		case rmErr == nil:
+			total -= size
+			removed = append(removed, t)
+		case errors.Is(rmErr, fs.ErrNotExist): // another command was quicker
+			total -= size
+		case !errors.Is(rmErr, ErrInUse):
 			err = errors.Join(err, rmErr)
-			continue
 		}
-		removed = append(removed, t)
 	}
 	return removed, err
 }

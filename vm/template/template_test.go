@@ -30,6 +30,7 @@ func publish(t *testing.T, s Store, key string, bytes int, used time.Time) *Temp
 	if err != nil {
 		t.Fatal(err)
 	}
+	made.Release()
 	if err := os.Chtimes(filepath.Join(made.Dir, manifestFile), used, used); err != nil {
 		t.Fatal(err)
 	}
@@ -85,12 +86,79 @@ func TestHalfMade(t *testing.T) {
 	if err := os.MkdirAll(half, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, content := range []string{"", "{", `{"format":99,"key":"` + key("b") + `"}`, `{"format":1,"key":"` + key("c") + `"}`} {
+	for _, content := range []string{"", "{", `{"format":99,"key":"` + key("b") + `"}`, `{"format":2,"key":"` + key("c") + `"}`} {
 		if err := os.WriteFile(filepath.Join(half, manifestFile), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if got := ids(t, s); len(got) != 0 {
 			t.Errorf("%q makes a template", content)
+		}
+	}
+}
+
+// TestFaulty: what nothing can start from is seen, and does not stay for ever.
+func TestFaulty(t *testing.T) {
+	now := time.Now()
+	s := Store{Dir: t.TempDir(), Max: 250 << 10}
+	whole := publish(t, s, key("a"), 100<<10, now.Add(-2*time.Hour))
+	data, err := os.ReadFile(filepath.Join(whole.Dir, manifestFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spoil := func(c string, content []byte, used time.Time) {
+		t.Helper()
+		made := publish(t, s, key(c), 100<<10, used)
+		path := filepath.Join(made.Dir, manifestFile)
+		if content == nil {
+			err = os.Remove(path)
+		} else {
+			err = errors.Join(os.WriteFile(path, content, 0o600), os.Chtimes(path, used, used))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	spoil("b", data[:len(data)/2], now)
+	spoil("c", []byte{}, now)
+	spoil("d", []byte(`{"format":2,"key":"`+key("e")+`"}`), now)
+	spoil("e", nil, now)
+	spoil("0", []byte(`{"format":99,"key":{"another":"type"}}`), now.Add(-3*time.Hour))
+	spoil("1", []byte(`{"format":1,"key":"`+key("1")+`"}`), now.Add(-time.Hour))
+	for _, stranger := range []string{"locks", key("2")[:keyDigits] + "-other-1"} { // not ours
+		if err := os.MkdirAll(filepath.Join(s.Dir, stranger), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	faults := func() (all string) {
+		list, err := s.Faulty()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range list {
+			all += f.ID[:1] + " " + string(f.Fault) + ", "
+		}
+		return all
+	}
+	for _, want := range []string{"b damaged", "c damaged", "d damaged", "e damaged", "0 of another version", "1 of another version"} {
+		if got := faults(); !strings.Contains(got, want+", ") {
+			t.Errorf("%q lacks %q", got, want)
+		}
+	}
+	// The damaged go at once, and then the least recently used, whoever's it is.
+	removed, err := s.Prune(nil)
+	if err != nil || len(removed) != 5 {
+		t.Errorf("removed %d, %v", len(removed), err)
+	}
+	if got := faults(); got != "1 of another version, " || len(ids(t, s)) != 1 {
+		t.Errorf("left %q and %q", ids(t, s), got)
+	}
+	s.Max = 150 << 10
+	if removed, err := s.Prune(nil); err != nil || len(removed) != 1 || removed[0].ID != whole.ID {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	for _, stranger := range []string{"locks", key("2")[:keyDigits] + "-other-1"} {
+		if _, err := os.Stat(filepath.Join(s.Dir, stranger)); err != nil {
+			t.Error(err)
 		}
 	}
 }
