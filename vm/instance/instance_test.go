@@ -176,6 +176,35 @@ func TestStatusOfAKilledSupervisor(t *testing.T) {
 	}
 }
 
+// TestKilledWhileRestoring: whoever waits for a machine whose supervisor was
+// killed in a restore learns that booting may still succeed.
+func TestKilledWhileRestoring(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		status Status
+		failed bool
+	}{
+		{"before QEMU runs", Status{State: Starting, HostBoot: HostBoot(), Restoring: true}, true},
+		{"as it wakes", Status{State: Booting, HostBoot: HostBoot(), Restoring: true}, true},
+		{"claimed from the pool", Status{State: Booting, HostBoot: HostBoot(), Restoring: true, Restored: true}, true},
+		{"stopped on request", Status{State: Stopping, HostBoot: HostBoot(), Restoring: true}, false},
+		{"host restarted", Status{State: Booting, HostBoot: "another boot", Restoring: true}, false},
+		{"a boot", Status{State: Booting, HostBoot: HostBoot()}, false},
+		{"a restart from inside", Status{State: Booting, HostBoot: HostBoot(), Restored: true}, false},
+		{"restored long ago", Status{State: Ready, HostBoot: HostBoot(), Restored: true}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			i := create(t, testStore(t), "a")
+			if err := i.WriteStatus(tt.status); err != nil {
+				t.Fatal(err)
+			}
+			if s, err := i.Status(); err != nil || s.State != Failed || s.RestoreFailed != tt.failed || s.RestoreCutShort != tt.failed || s.Restoring {
+				t.Errorf("%+v, %v", s, err)
+			}
+		})
+	}
+}
+
 func TestStatusOfALivingSupervisor(t *testing.T) {
 	i := create(t, testStore(t), "a")
 	release, err := i.LockLive()

@@ -52,6 +52,11 @@ func (i *Instance) bury(s Status) (Status, error) {
 				return s, fmt.Errorf("clean up %s of %q: %w", name, i.Name, err)
 			}
 		}
+		// Whoever waits for the machine can boot it instead. One that is stopping
+		// was not to start any more.
+		if s.Restoring && s.State != Stopping {
+			s.RestoreFailed, s.RestoreCutShort = true, true
+		}
 	}
 	if spec, err := i.Spec(); err == nil {
 		if err := os.RemoveAll(i.RunDir(spec.ID)); err != nil {

@@ -79,6 +79,11 @@ type Status struct {
 	// RestoreFailed is set when a failure was one to go on from a saved state,
 	// so that booting instead may succeed.
 	RestoreFailed bool `json:"restoreFailed,omitempty"`
+	// RestoreCutShort is set when that was for want of time, or since the supervisor
+	// was killed: the saved state may be sound.
+	RestoreCutShort bool `json:"restoreCutShort,omitempty"`
+	// Restoring is set from the beginning of a restore to its end.
+	Restoring bool `json:"restoring,omitempty"`
 	// PlugFailed is set when that was for a device of the host's, and no fault of
 	// the saved state's.
 	PlugFailed bool `json:"plugFailed,omitempty"`
@@ -106,6 +111,7 @@ func (s *Status) To(state State, reason string) error {
 		return fmt.Errorf("no step from state %s to %s", s.State, state)
 	}
 	s.State, s.Reason, s.Since = state, reason, time.Now()
+	s.Restoring = s.Restoring && state.Live()
 	return nil
 }
 

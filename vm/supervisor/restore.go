@@ -39,7 +39,7 @@ func (s *Supervisor) restore(ctx context.Context) error {
 	if err != nil {
 		return restoreError(bounded, ctx, err)
 	}
-	s.change(func(st *instance.Status) { st.Restored = true })
+	s.change(func(st *instance.Status) { st.Restored, st.Restoring = true, false })
 	return s.ready(ctx, guest, warnings, true)
 }
 
@@ -51,6 +51,9 @@ func restoreError(bounded, life context.Context, err error) error {
 		return err
 	case life.Err() != nil && !errors.As(cause, new(machineEnded)):
 		return cause // somebody asked for the end: no failure, and no reason to boot instead
+	}
+	if errors.Is(cause, errRestoreSlow) {
+		return failedRestore(cause)
 	}
 	// A machine that ends now is no shutdown: nobody has worked in it.
 	return fmt.Errorf("%w: %v", errRestore, cause)

@@ -36,7 +36,7 @@ func TestRestore(t *testing.T) {
 	}
 	l := begin(t, w, clone(t))
 	s := l.until(instance.Ready)
-	if !s.Restored || s.RestoreFailed {
+	if !s.Restored || s.RestoreFailed || s.Restoring {
 		t.Errorf("status %+v", s)
 	}
 	if script != `become "test"` {
@@ -91,7 +91,7 @@ func TestRestoreFails(t *testing.T) {
 			tt.harm(w)
 			l := begin(t, w, clone(t))
 			s := l.until(instance.Failed)
-			if !strings.Contains(s.Reason, tt.reason) || strings.Contains(s.Reason, "log in") || s.RestoreFailed != tt.restore {
+			if !strings.Contains(s.Reason, tt.reason) || strings.Contains(s.Reason, "log in") || s.RestoreFailed != tt.restore || s.RestoreCutShort || s.Restoring {
 				t.Errorf("status %+v", s)
 			}
 		})
@@ -107,7 +107,9 @@ func TestStopWhileRestoring(t *testing.T) {
 		return errors.New("read: use of closed connection")
 	}
 	l := begin(t, w, clone(t))
-	l.until(instance.Booting)
+	if s := l.until(instance.Booting); !s.Restoring {
+		t.Error("nothing tells that it is being restored")
+	}
 	if err := l.client.Stop(context.Background(), 0, "changed my mind"); err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +159,7 @@ func TestMakeTemplate(t *testing.T) {
 }
 
 // TestRestoredGuestHangs: a guest that says nothing is given up in time, and
-// that is the saved state's fault.
+// that may be the saved state's fault.
 func TestRestoredGuestHangs(t *testing.T) {
 	for name, harm := range map[string]func(*world){
 		"on the line": func(w *world) {
@@ -172,7 +174,7 @@ func TestRestoredGuestHangs(t *testing.T) {
 			w := newWorld()
 			harm(w)
 			l := begin(t, w, func(s *instance.Spec) { clone(t)(s); s.RestoreTimeout = 100 * time.Millisecond })
-			if s := l.until(instance.Failed); !s.RestoreFailed || !strings.Contains(s.Reason, "does not answer in time") {
+			if s := l.until(instance.Failed); !s.RestoreFailed || !s.RestoreCutShort || !strings.Contains(s.Reason, "does not answer in time") {
 				t.Errorf("status %+v", s)
 			}
 		})

@@ -47,6 +47,7 @@ func (s *Supervisor) startSpare(life context.Context) error {
 		return err
 	}
 	defer l.Close() // the guest listens for as long as it is open
+	s.change(func(st *instance.Status) { st.Restoring = false })
 	s.to(instance.Spare, "waits to be claimed")
 	for {
 		select {
@@ -136,7 +137,7 @@ func (s *Supervisor) adopt(life context.Context, dir string) (adopted bool, err 
 	s.disown = release
 	s.setInstance(inst, spec)
 	s.log.Info("claimed", "name", spec.Name, "directory", dir)
-	s.change(func(st *instance.Status) { st.Phases, st.Restored = nil, true })
+	s.change(func(st *instance.Status) { st.Phases, st.Restored, st.Restoring = nil, true, true })
 	s.to(instance.Booting, "claimed")
 	if err := moveFiles(spare, was, inst, spec.Machine, seed); err != nil {
 		return true, fmt.Errorf("move the machine's files: %w", err)
@@ -208,6 +209,7 @@ func (s *Supervisor) becomeClaimed(life context.Context, l Line) error {
 		}
 		return restoreError(ctx, life, err)
 	}
+	s.change(func(st *instance.Status) { st.Restoring = false })
 	l.Close() // what the guest left for later must not wait for provisioning
 	s.guest.Watch(true)
 	return s.ready(life, s.guest, warnings, true)

@@ -76,7 +76,9 @@ func TestSpare(t *testing.T) {
 		return 0, nil
 	}}
 	l := begin(t, w, spare(t))
-	l.until(instance.Spare)
+	if s := l.until(instance.Spare); s.Restoring {
+		t.Error("one that waits is being restored for ever")
+	}
 	// One command has run before, so that its claimer's is not the first.
 	if want := []string{"resume", "run exec env true", "pause"}; !slices.Equal(*w.machine.did, want) {
 		t.Errorf("the machine did %q, want %q", *w.machine.did, want)
@@ -95,7 +97,7 @@ func TestSpare(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := l.until(instance.Ready)
-	if !s.Restored || s.Children["qemu"].PID == 0 || s.Children["virtiofsd-workspace"].PID == 0 {
+	if !s.Restored || s.Restoring || s.Children["qemu"].PID == 0 || s.Children["virtiofsd-workspace"].PID == 0 {
 		t.Errorf("status %+v", s)
 	}
 	// What the guest has left for later is not left until provisioning is over.

@@ -154,7 +154,7 @@ func (s *Supervisor) begin() error {
 	if err != nil {
 		return err
 	}
-	s.status = instance.Status{Supervisor: self, HostBoot: instance.HostBoot(), Provisioned: old.Provisioned, Children: map[string]vm.ProcID{}, Lost: map[string]string{}}
+	s.status = instance.Status{Supervisor: self, HostBoot: instance.HostBoot(), Provisioned: old.Provisioned, Children: map[string]vm.ProcID{}, Lost: map[string]string{}, Restoring: s.spec.Machine.Saved != ""}
 	s.to(instance.Starting, "")
 	s.run = s.inst.RunDir(s.spec.ID)
 	if err := os.RemoveAll(s.run); err != nil {
@@ -449,6 +449,7 @@ func (s *Supervisor) fail(err error) {
 	s.change(func(st *instance.Status) {
 		st.TimedOut = errors.Is(err, vm.ErrTimeout)
 		st.RestoreFailed = errors.Is(err, errRestore)
+		st.RestoreCutShort = st.RestoreFailed && errors.Is(err, errRestoreSlow)
 		st.PlugFailed = errors.Is(err, errPlug)
 	})
 	s.to(instance.Failed, strings.TrimSpace(err.Error()))
