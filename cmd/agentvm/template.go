@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"text/tabwriter"
 	"time"
 
@@ -62,6 +64,14 @@ func (a *app) templateLsCommand() *cobra.Command {
 			}
 			if a.json {
 				return json.NewEncoder(a.stdout).Encode(views)
+			}
+			faulty, err := m.Templates.Faulty()
+			if err != nil {
+				return err
+			}
+			for _, t := range faulty {
+				a.noteLine("%s takes %s and is %s; agentvm template prune --all deletes it", t.ID, units.BytesSize(float64(t.Disk())), t.Fault)
+				total += t.Disk()
 			}
 			if len(views) == 0 {
 				a.noteLine("there are no templates; agentvm up makes one")
@@ -171,15 +181,31 @@ func (a *app) templatePruneCommand() *cobra.Command {
 			if !all {
 				return nil
 			}
-			list, err := m.Templates.List()
-			if err != nil {
-				return err
-			}
-			return a.removeTemplates(m.Templates, list)
+			return a.removeAllTemplates(m.Templates)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "delete every template")
 	return cmd
+}
+
+// removeAllTemplates deletes what it can; what is in use is for another time.
+func (a *app) removeAllTemplates(store template.Store) error {
+	list, err := store.List()
+	faulty, faultyErr := store.Faulty()
+	if err := errors.Join(err, faultyErr); err != nil {
+		return err
+	}
+	for _, t := range append(list, faulty...) {
+		switch err := store.Remove(t); {
+		case err == nil:
+			a.noteLine("deleted template %s", t.ID)
+		case errors.Is(err, template.ErrInUse):
+			a.noteLine("%v", err)
+		case !errors.Is(err, fs.ErrNotExist): // else another command was quicker
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *app) removeTemplates(store template.Store, list []*template.Template) error {

@@ -115,7 +115,8 @@ func (h *host) pid(words ...string) int {
 }
 
 // TestTemplateDamaged starts from templates that are good no more: each time
-// the machine boots, says why, and the template is gone.
+// the machine boots, says why, and the template is gone. A supervisor that is
+// killed once may not be the template's fault.
 func TestTemplateDamaged(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -144,25 +145,31 @@ func TestTemplateDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	half := func(b []byte) []byte { return b[:len(b)/2] }
 	for _, tt := range []struct {
 		name, says string
 		damage     func(t *testing.T)
+		kill       []string // words of the process's arguments
+		kept       bool
 	}{
 		{"a byte of memory", "memory has changed", func(*testing.T) {
 			edit("memory", func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
-		}},
+		}, nil, false},
 		{"state cut short", "state has changed", func(*testing.T) {
 			edit("state", func(b []byte) []byte { return b[:len(b)-100] })
-		}},
+		}, nil, false},
+		{"saved.json cut short", "saved.json", func(*testing.T) { edit("saved.json", half) }, nil, false},
 		{"a byte of the disk", template.DiskFile + " has changed", func(*testing.T) {
 			edit(template.DiskFile, func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
-		}},
+		}, nil, false},
 		{"no disk", template.DiskFile, func(t *testing.T) {
 			if err := os.Remove(filepath.Join(at, template.DiskFile)); err != nil {
 				t.Fatal(err)
 			}
-		}},
-		{"QEMU is killed", "signal: killed", nil},
+		}, nil, false},
+		{"QEMU is killed", "signal: killed", nil, []string{qemuBinary, "instances"}, false},
+		{"the supervisor is killed", "was killed while", nil, []string{"supervise", "instances"}, true},
+		{"and the next one's too", "was killed while", nil, []string{"supervise", "instances"}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if _, err := os.Stat(at); err != nil {
@@ -174,7 +181,7 @@ func TestTemplateDamaged(t *testing.T) {
 				o = h.must(dir, "up")
 			} else { // the template is good, and the machine that goes on from it dies
 				o = h.when(dir, "running again", func(*os.Process) {
-					_ = syscall.Kill(h.pid(qemuBinary, "instances"), syscall.SIGKILL)
+					_ = syscall.Kill(h.pid(tt.kill...), syscall.SIGKILL)
 				}, "up")
 			}
 			if o.code != 0 || !strings.Contains(o.stderr, "it boots instead") || !strings.Contains(o.stderr, tt.says) || !strings.Contains(o.stderr, "is ready after") {
@@ -184,19 +191,28 @@ func TestTemplateDamaged(t *testing.T) {
 				t.Errorf("it is %s: %v", v.State, v.Warnings)
 			}
 			h.guest(dir, "echo x >/workspace/made")
-			if list := h.templates(); len(list) > 0 {
-				t.Errorf("the template is still there: %+v", list)
+			if list := h.templates(); (len(list) > 0) != tt.kept {
+				t.Errorf("templates: %+v, want one: %v", list, tt.kept)
 			}
 			h.must(dir, "down")
 		})
 	}
 	t.Run("the next makes another", func(t *testing.T) {
+		copyDir(whole, at)
+		edit("template.json", half)
+		if o := h.must(h.home, "template", "ls"); !strings.Contains(o.stderr, id+" takes") || !strings.Contains(o.stderr, "damaged") {
+			t.Errorf("a damaged template takes room unseen:\n%s%s", o.stdout, o.stderr)
+		}
 		next := h.project("next", config)
 		o := h.when(next, "making a template", func(p *os.Process) { _ = p.Signal(syscall.SIGINT) }, "up")
 		if o.code != exitInterrupt {
 			t.Errorf("exit code %d\n%s", o.code, o.stderr)
 		}
 		h.nothingLeft()
+		h.must(h.home, "template", "prune")
+		if _, err := os.Stat(at); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the damaged template stays: %v", err)
+		}
 	})
 }
 

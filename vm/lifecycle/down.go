@@ -55,7 +55,12 @@ func (m *Manager) stop(ctx context.Context, inst *instance.Instance, grace time.
 		return false, ctx.Err()
 	case errors.Is(err, control.ErrGone), errors.Is(err, vm.ErrTimeout):
 		// Not even the supervisor answers: end it the way a crash would. The
-		// kernel ends its children.
+		// kernel ends its children. Who waits for the machine must not boot it then.
+		if asked := status; asked.Restoring && asked.To(instance.Stopping, "stopped on request") == nil {
+			if err := inst.WriteStatus(asked); err != nil {
+				return false, err
+			}
+		}
 		if err := status.Supervisor.Kill(); err != nil {
 			return false, err
 		}

@@ -94,6 +94,7 @@ func (m *Manager) FillPool(ctx context.Context, p Project, opt UpOptions, wait t
 	if err != nil {
 		return 0, err
 	}
+	defer from.Release()
 	kept := 0
 	err = m.endSpares(ctx, func(s Spare) bool {
 		keep := s.Spec.Spare == from.Key && kept < size
@@ -189,8 +190,11 @@ func (m *Manager) makeSpare(ctx context.Context, plan plan, from *template.Templ
 	if err := inst.WriteSpec(plan.spec); err != nil {
 		return err
 	}
-	_, err = m.start(ctx, inst, plan.spec, report)
-	return err
+	if _, err = m.start(ctx, inst, plan.spec, report); err != nil {
+		return err
+	}
+	trust(from, report)
+	return nil
 }
 
 // claimSpare makes a machine of the pool, if one waits that was made from the

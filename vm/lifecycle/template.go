@@ -24,7 +24,8 @@ import (
 )
 
 // templateFor finds the template that the machine can go on from, making it
-// when it is lacking. Without an error it is nil where the machine has to boot.
+// when it is lacking, and holds it. Without an error it is nil where the machine
+// has to boot.
 func (m *Manager) templateFor(ctx context.Context, plan plan, opt UpOptions, report Report) (*template.Template, error) {
 	switch {
 	case opt.Cold || !plan.newDisk:
@@ -49,19 +50,21 @@ func (m *Manager) templateFor(ctx context.Context, plan plan, opt UpOptions, rep
 		return nil, nil
 	}
 	if err := t.Touch(); err != nil {
-		return nil, nil // deleted this moment
+		t.Release()
+		return nil, nil // deleted this moment, by an older agentvm or by hand
 	}
 	return t, nil
 }
 
-// ensureTemplate finds the template for the plan's environment, or makes it.
+// ensureTemplate finds the template for the plan's environment, or makes it. The
+// caller must release it.
 func (m *Manager) ensureTemplate(ctx context.Context, plan plan, report Report) (*template.Template, error) {
 	cfg := templateConfig(plan)
 	key, err := m.templateKey(ctx, plan, cfg)
 	if err != nil {
 		return nil, err
 	}
-	if t, err := m.Templates.Find(key); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if t, err := m.Templates.Hold(key); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return t, err
 	}
 	if err := m.Templates.Make(); err != nil {
@@ -72,12 +75,13 @@ func (m *Manager) ensureTemplate(ctx context.Context, plan plan, report Report) 
 		return nil, err
 	}
 	defer release()
-	if t, err := m.Templates.Find(key); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if t, err := m.Templates.Hold(key); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return t, err
 	}
 	report.Note("making a template of this environment, once: machines then start from it in a moment")
 	t, err := m.makeTemplate(ctx, key, plan, cfg, report)
 	if err != nil {
+		t.Release() // made, and its machine not cleared away
 		return nil, err
 	}
 	m.tidyTemplates(ctx, t, report)
@@ -90,7 +94,14 @@ func (m *Manager) tidyTemplates(ctx context.Context, made *template.Template, re
 	err := m.SweepTemplates(ctx)
 	removed, pruneErr := m.Templates.Prune(made)
 	for _, r := range removed {
-		report.Note("deleted template %s (%s), the least recently used, to make room", r.ID, r.Name)
+		switch r.Fault {
+		case "":
+			report.Note("deleted template %s (%s), the least recently used, to make room", r.ID, r.Name)
+		case template.Foreign:
+			report.Note("deleted template %s of another agentvm, the least recently used, to make room", r.ID)
+		default:
+			report.Note("deleted template %s, which was %s", r.ID, r.Fault)
+		}
 	}
 	if err = errors.Join(err, pruneErr); err != nil {
 		report.Note("old templates could not be deleted: %v", err)
@@ -105,11 +116,12 @@ func (m *Manager) BuildTemplate(ctx context.Context, p Project, opt UpOptions, r
 		return nil, err
 	}
 	_, t, err := m.environment(ctx, p, ws, opt, report)
+	t.Release()
 	return t, err
 }
 
 // environment decides on nobody's machine for a project, and finds or makes
-// its template.
+// its template, which the caller must release.
 func (m *Manager) environment(ctx context.Context, p Project, ws Directory, opt UpOptions, report Report) (plan, *template.Template, error) {
 	fail := func(err error) (plan, *template.Template, error) { return plan{}, nil, err }
 	nobody := m.Store.Open(m.Templates.Workshop("environment-"))

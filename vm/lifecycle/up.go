@@ -174,6 +174,7 @@ func (m *Manager) bring(ctx context.Context, p Project, inst *instance.Instance,
 	if err != nil {
 		return spec, status, err
 	}
+	defer from.Release()
 	if plan.newDisk {
 		if err := discardDisk(inst); err != nil {
 			return spec, status, err
@@ -198,7 +199,7 @@ func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan
 		}
 		if done {
 			report.Note("%q could not go on from a machine of the pool (%s)", inst.Name, cmp.Or(status.Reason, err.Error()))
-			if err := discardDisk(inst); err != nil {
+			if err := m.startOver(ctx, inst, plan, report); err != nil {
 				return spec, status, err
 			}
 		}
@@ -206,13 +207,17 @@ func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan
 		spec.Machine.Saved = from.Dir
 		spec.Machine.Slots, _ = spec.Machine.SlotsForLater()
 		status, err = m.attempt(ctx, inst, spec, plan, from, begun, report)
-		if err == nil || ctx.Err() != nil || !status.RestoreFailed && !errors.Is(err, template.ErrDisk) {
+		if err == nil {
+			trust(from, report)
+			return spec, status, nil
+		}
+		if ctx.Err() != nil || !status.RestoreFailed && !errors.Is(err, template.ErrDisk) {
 			return spec, status, err
 		}
 		if err := m.giveUp(inst, from, status, cmp.Or(status.Reason, err.Error()), report); err != nil {
 			return spec, status, err
 		}
-		if err := discardDisk(inst); err != nil {
+		if err := m.startOver(ctx, inst, plan, report); err != nil {
 			return spec, status, err
 		}
 	}
@@ -220,17 +225,54 @@ func (m *Manager) launch(ctx context.Context, inst *instance.Instance, plan plan
 	return plan.spec, status, err
 }
 
-// giveUp says why the machine boots, and deletes the template unless it is sound.
+// giveUp says why the machine boots, and deletes the template unless it is sound,
+// or may be, or somebody else is about to see for himself.
 func (m *Manager) giveUp(inst *instance.Instance, from *template.Template, status instance.Status, why string, report Report) error {
 	if status.PlugFailed {
 		report.Note("%q boots instead of going on from template %s (%s)", inst.Name, from.ID, why)
 		return nil
 	}
-	report.Note("%q could not go on from template %s, which is deleted: it boots instead (%s)", inst.Name, from.ID, why)
-	if err := m.Templates.Remove(from); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	fate, err := m.condemn(from, status, report)
+	report.Note("%q could not go on from template %s, which %s: it boots instead (%s)", inst.Name, from.ID, fate, why)
+	return err
+}
+
+// condemn deletes a template that failed, unless the host may be to blame, and
+// says what becomes of it.
+func (m *Manager) condemn(from *template.Template, status instance.Status, report Report) (fate string, err error) {
+	if status.RestoreCutShort {
+		again, err := from.Doubt()
+		if err != nil {
+			report.Note("%v", err)
+		}
+		if !again { // a busy host must not be given a template to make as well
+			return "is deleted if the next machine cannot either", nil
+		}
 	}
-	return nil
+	err = m.Templates.Remove(from)
+	switch {
+	case errors.Is(err, template.ErrInUse):
+		return "another machine is starting from", nil
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	}
+	return "is deleted", err
+}
+
+// trust ends all doubt about a template. It is no reason to do without the
+// machine that has just started from it.
+func trust(from *template.Template, report Report) {
+	if err := from.Trust(); err != nil {
+		report.Note("%v", err)
+	}
+}
+
+// startOver clears away what an attempt has left, for another.
+func (m *Manager) startOver(ctx context.Context, inst *instance.Instance, plan plan, report Report) error {
+	if plan.spec.Machine.HasDevices() { // a supervisor that was killed has not given them back
+		m.tidyDevices(ctx, report)
+	}
+	return discardDisk(inst)
 }
 
 // attempt makes the machine's files and starts it.
