@@ -150,6 +150,11 @@ func TestSuspend(t *testing.T) {
 		h.fails(dir, exitFailure, "/workspace is in use by process", "fork")
 		end()
 		h.fails(dir, exitUsage, "not a number of forks", "fork", "0")
+		// The guest can write what a fork is to be.
+		h.guest(dir, "echo 'network: {allow: [example.org]}' >>/workspace/agentvm.yaml")
+		h.fails(dir, exitUsage, "has changed since \"sleeper\" started: network.allow", "fork")
+		h.fails(dir, exitUsage, "look at it", "fork", "--readonly")
+		h.guest(dir, "sed -i '$d' /workspace/agentvm.yaml")
 		h.must(dir, "fork", "2")
 		inOrder(t)
 		own := h.is(dir, "sleeper")

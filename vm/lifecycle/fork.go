@@ -49,6 +49,9 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 			return nil, err
 		}
 	}
+	if err := m.checkFork(ctx, inst, spec, view, report); err != nil {
+		return nil, err
+	}
 	made := Snapshot{Name: inst.Name, Memory: true, Spec: spec, dir: snapshotDir(inst, forkDir)}
 	defer func() { err = errors.Join(err, os.RemoveAll(made.dir)) }()
 	if err := os.RemoveAll(made.dir); err != nil { // of a killed command
@@ -114,6 +117,9 @@ type forkTarget struct {
 func (m *Manager) forkTargets(inst *instance.Instance, spec instance.Spec, n int, view bool) (list []forkTarget, err error) {
 	if !view && spec.Config != "" && filepath.Dir(spec.Config) != spec.Workspace {
 		return nil, vm.Classify(vm.ErrUsage, fmt.Errorf("%q cannot be forked: its configuration %s does not lie at the top of its workspace, so that a copy would not have it", inst.Name, spec.Config))
+	}
+	if !view && within(spec.ImageID, spec.Workspace) {
+		return nil, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q cannot be forked: its image %s lies in its workspace, and a copy would have its own", inst.Name, spec.ImageID)), "agentvm fork --readonly copies nothing")
 	}
 	for i := 1; len(list) < n; i++ {
 		t := forkTarget{name: fmt.Sprintf("%s-fork-%d", inst.Name, i), dir: fmt.Sprintf("%s-fork-%d", spec.Workspace, i)}
@@ -195,19 +201,6 @@ func keepSaved(inst *instance.Instance, dir string) error {
 
 // forkTo starts one machine from what was made.
 func (m *Manager) forkTo(ctx context.Context, t forkTarget, from Snapshot, provisioned bool, report Report) (res Result, err error) {
-	p := defaultProject(t.dir)
-	if t.config != "" {
-		if p, err = LoadProject(t.config); err != nil {
-			return res, err
-		}
-	}
-	if p.Workspace() != t.dir {
-		return res, vm.Classify(vm.ErrUsage, fmt.Errorf("workspace.path in %s names another directory than the copy", t.config))
-	}
-	ws, err := CheckDirectory(t.dir, m.Home, true)
-	if err != nil {
-		return res, err
-	}
 	inst, err := m.Store.Create(t.name)
 	if err != nil {
 		return res, err
@@ -222,16 +215,9 @@ func (m *Manager) forkTo(ctx context.Context, t forkTarget, from Snapshot, provi
 		return res, err
 	}
 	defer release()
-	plan, err := m.plan(ctx, p, ws, inst, instance.Spec{View: t.view}, UpOptions{Name: t.name, Agent: from.Spec.AgentChosen}, report)
+	plan, err := m.forkPlan(ctx, t, inst, "", from.Spec, report)
 	if err != nil {
 		return res, err
-	}
-	hardware, err := m.Hardware(ctx, plan.spec.Machine)
-	if err != nil {
-		return res, err
-	}
-	if hardware != from.Spec.Hardware || plan.image.ID != from.Spec.ImageID {
-		return res, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("the environment has changed since %q started", from.Name)), "agentvm restart "+from.Name+" comes first")
 	}
 	if err := checkMemory(plan.spec.Machine.Memory); err != nil {
 		return res, err
