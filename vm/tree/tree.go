@@ -19,6 +19,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/agentvm/agentvm/vm"
 )
 
@@ -64,13 +66,35 @@ func Remove(dir string) error {
 	if !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	// What can be written by somebody else may be swapped for a link meanwhile.
+	root, err := os.OpenRoot(filepath.Dir(dir))
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	_ = fs.WalkDir(root.FS(), filepath.Base(dir), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
-			_ = os.Chmod(path, 0o700) // before it is read; what fails shows below
+			_ = root.Chmod(path, 0o700) // before it is read; what fails shows below
 		}
 		return nil
 	})
 	return os.RemoveAll(dir)
+}
+
+// Rename gives a copy its name, unless something has that name meanwhile.
+func Rename(dst, src string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, src, unix.AT_FDCWD, dst, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // not every file system can
+		if _, err = os.Lstat(dst); err == nil {
+			err = fs.ErrExist
+		} else if errors.Is(err, fs.ErrNotExist) {
+			err = os.Rename(src, dst)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("name the copy %s: %w", dst, err)
+	}
+	return nil
 }
 
 // sync compares content, because times and sizes are the guest's to choose.

@@ -163,3 +163,21 @@ func TestRemove(t *testing.T) {
 		t.Errorf("what is not there: %v", err)
 	}
 }
+
+// TestRename: a copy does not take the place of anything.
+func TestRename(t *testing.T) {
+	dir := t.TempDir()
+	copied, taken := filepath.Join(dir, ".copied"), filepath.Join(dir, "taken")
+	if err := errors.Join(os.Mkdir(copied, 0o755), os.Mkdir(taken, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Rename(taken, copied); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("error %v", err)
+	}
+	if err := Rename(filepath.Join(dir, "free"), copied); err != nil {
+		t.Error(err)
+	}
+	if list, _ := os.ReadDir(dir); len(list) != 2 || list[0].Name() != "free" {
+		t.Errorf("there are %v", list)
+	}
+}
