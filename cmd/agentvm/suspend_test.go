@@ -155,6 +155,9 @@ func TestSuspend(t *testing.T) {
 		h.fails(dir, exitUsage, "has changed since \"sleeper\" started: network.allow", "fork")
 		h.fails(dir, exitUsage, "look at it", "fork", "--readonly")
 		h.guest(dir, "sed -i '$d' /workspace/agentvm.yaml")
+		h.killCopying(dir)
+		h.must(dir, "resume")
+		h.nothingHalfDone(dir)
 		h.must(dir, "fork", "2")
 		inOrder(t)
 		own := h.is(dir, "sleeper")
@@ -178,9 +181,7 @@ func TestSuspend(t *testing.T) {
 		if got, _ := os.ReadFile(filepath.Join(dir, "out")); string(got) != "of the guest\n" {
 			t.Errorf("the fork wrote %q to the workspace", got)
 		}
-		if left, _ := filepath.Glob(h.instance("sleeper").Path(instance.SnapshotsDir + "/.*")); len(left) > 0 {
-			t.Errorf("left: %v", left)
-		}
+		h.nothingHalfDone(dir)
 	})
 	t.Run("killed while it is saved", func(t *testing.T) {
 		h.must(dir, "snapshot", "restore", "before")
@@ -225,6 +226,47 @@ func TestSuspend(t *testing.T) {
 	})
 	h.must(dir, "down")
 	h.nothingLeft()
+}
+
+// killCopying kills a fork while it copies the workspace, with a cp that never
+// gets to the end of it.
+func (h *host) killCopying(dir string) {
+	h.t.Helper()
+	bin := h.t.TempDir()
+	const cp = "#!/bin/sh\nfor last; do :; done\nmkdir \"$last\" && echo >\"$last/agentvm.yaml\"\nexec sleep 600\n"
+	if err := os.WriteFile(filepath.Join(bin, "cp"), []byte(cp), 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	cmd := h.command(dir, "fork")
+	cmd.Env = append(cmd.Env, "PATH="+bin+":"+os.Getenv("PATH"))
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	var half []string
+	for deadline := time.Now().Add(2 * time.Minute); len(half) == 0 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		half, _ = filepath.Glob(filepath.Join(filepath.Dir(dir), ".agentvm-fork-*", "agentvm.yaml"))
+	}
+	_ = cmd.Process.Kill()
+	if err := cmd.Wait(); err == nil || len(half) != 1 {
+		h.t.Fatalf("half copies %q, %v", half, err)
+	}
+	if s := h.status(dir); s.State != instance.Suspended {
+		h.t.Errorf("it is %s", s.State)
+	}
+	if list, _ := filepath.Glob(dir + "-fork-*"); len(list) > 0 {
+		h.t.Errorf("it looks as if there were %q", list)
+	}
+}
+
+// nothingHalfDone checks that killed commands have left nothing of a machine or
+// of a copy.
+func (h *host) nothingHalfDone(dir string) {
+	h.t.Helper()
+	for _, pattern := range []string{h.instance("sleeper").Path(instance.SnapshotsDir + "/.*"), h.instance("sleeper").Path("copies.json"), filepath.Join(filepath.Dir(dir), ".agentvm-fork-*")} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			h.t.Errorf("left: %v", left)
+		}
+	}
 }
 
 // killSaving kills a process of the machine while a snapshot of it is made, its second.

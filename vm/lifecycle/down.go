@@ -119,6 +119,7 @@ func (m *Manager) Delete(ctx context.Context, inst *instance.Instance, wait func
 			return err
 		}
 	}
+	m.tidyKilled(inst)
 	return inst.Remove()
 }
 

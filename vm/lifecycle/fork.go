@@ -32,6 +32,7 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 		return nil, err
 	}
 	defer release()
+	m.tidyKilled(inst)
 	spec, status, err := m.saveable(ctx, inst, true)
 	if err != nil {
 		return nil, err
@@ -53,62 +54,59 @@ func (m *Manager) Fork(ctx context.Context, inst *instance.Instance, n int, view
 		return nil, err
 	}
 	made := Snapshot{Name: inst.Name, Memory: true, Spec: spec, dir: snapshotDir(inst, forkDir)}
-	defer func() { err = errors.Join(err, os.RemoveAll(made.dir)) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(made.dir), dropCopies(inst)) }()
 	if err := os.RemoveAll(made.dir); err != nil { // of a killed command
 		return nil, fmt.Errorf("fork: %w", err)
 	}
 	if err := m.suspend(ctx, inst); err != nil {
 		return nil, err
 	}
-	copied := 0
 	if err = keepSaved(inst, made.dir); err == nil {
-		copied, err = m.copyForks(ctx, inst, spec, targets, report)
+		err = m.copyForks(ctx, inst, spec, targets, report)
 	}
 	if _, goneOn := m.resume(context.WithoutCancel(ctx), inst, spec, report); goneOn != nil {
 		err = errors.Join(err, fmt.Errorf("%q did not go on: %w", inst.Name, goneOn))
 	}
-	for _, t := range targets[:copied] {
-		var res Result
-		if err == nil {
-			if res, err = m.forkTo(ctx, t, made, status.Provisioned, report); err == nil {
-				forks = append(forks, res)
-				continue
-			}
-		}
-		if t.view {
-			continue // the directory is the original's
-		}
-		if rmErr := tree.Remove(t.dir); rmErr != nil { // nobody has worked in it
-			err = errors.Join(err, rmErr)
-		}
+	if err != nil {
+		return nil, err
 	}
-	return forks, err
+	for _, t := range targets {
+		res, err := m.forkTo(ctx, t, made, status.Provisioned, report)
+		if err != nil {
+			return forks, err
+		}
+		forks = append(forks, res)
+	}
+	return forks, nil
 }
 
-// copyForks copies the workspace for each fork that is to have a copy, and
-// returns how many targets are as they should be.
-func (m *Manager) copyForks(ctx context.Context, inst *instance.Instance, spec instance.Spec, targets []forkTarget, report Report) (copied int, err error) {
+// copyForks copies the workspace for each fork that is to have a copy. The copies
+// have no names yet: a command that is killed must not leave what looks whole.
+func (m *Manager) copyForks(ctx context.Context, inst *instance.Instance, spec instance.Spec, targets []forkTarget, report Report) error {
 	if targets[0].view {
-		return len(targets), nil
+		return nil
 	}
 	release, err := m.copying(ctx, inst, spec, func() { report.Note("a machine is being started; waiting for that") })
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer release()
+	if err := announceCopies(inst, targets); err != nil {
+		return err
+	}
 	for _, t := range targets {
 		report.Note("copying %s to %s", spec.Workspace, t.dir)
-		if err := tree.Copy(ctx, t.dir, spec.Workspace); err != nil {
-			return copied, err
+		if err := tree.Copy(ctx, t.copy, spec.Workspace); err != nil {
+			return err
 		}
-		copied++
 	}
-	return copied, nil
+	return nil
 }
 
 // forkTarget is where one fork goes.
 type forkTarget struct {
 	name, dir string
+	copy      string // what dir is until the fork is started; empty: nothing is copied
 	config    string // path of the configuration, of the copy's if there is one; empty: there is none
 	view      bool   // dir is the original's, and only looked at
 }
@@ -215,6 +213,16 @@ func (m *Manager) forkTo(ctx context.Context, t forkTarget, from Snapshot, provi
 		return res, err
 	}
 	defer release()
+	if t.copy != "" {
+		if err := tree.Rename(t.dir, t.copy); err != nil {
+			return res, err
+		}
+		defer func() {
+			if err != nil { // nobody has worked in it
+				err = errors.Join(err, tree.Remove(t.dir))
+			}
+		}()
+	}
 	plan, err := m.forkPlan(ctx, t, inst, "", from.Spec, report)
 	if err != nil {
 		return res, err

@@ -57,6 +57,7 @@ func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, n
 		return Snapshot{}, err
 	}
 	defer release()
+	m.tidyKilled(inst)
 	if _, err := os.Lstat(snapshotDir(inst, name)); err == nil {
 		return Snapshot{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q has a snapshot %q", inst.Name, name)), "choose another name, or agentvm snapshot rm "+name)
 	}
@@ -84,7 +85,7 @@ func (m *Manager) CreateSnapshot(ctx context.Context, inst *instance.Instance, n
 // it. The snapshot has no name of its own until it is published.
 func (m *Manager) makeSnapshot(inst *instance.Instance, name string, save func(*Snapshot) error) (Snapshot, error) {
 	// The directory's name is none that a snapshot can have. An older one was left by a killed command.
-	s := Snapshot{Name: name, Created: time.Now().UTC().Truncate(time.Second), dir: snapshotDir(inst, ".making")}
+	s := Snapshot{Name: name, Created: time.Now().UTC().Truncate(time.Second), dir: snapshotDir(inst, makingDir)}
 	if err := errors.Join(tree.Remove(s.dir), os.MkdirAll(filepath.Dir(s.dir), 0o700)); err != nil {
 		return s, fmt.Errorf("make snapshot: %w", err)
 	}

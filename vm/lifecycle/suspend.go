@@ -20,6 +20,7 @@ func (m *Manager) Suspend(ctx context.Context, inst *instance.Instance, wait fun
 		return err
 	}
 	defer release()
+	m.tidyKilled(inst)
 	return m.suspend(ctx, inst)
 }
 

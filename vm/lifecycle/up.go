@@ -120,6 +120,9 @@ func (m *Manager) Up(ctx context.Context, p Project, opt UpOptions, report Repor
 		return Result{}, err
 	}
 	m.tidyDevices(ctx, report)
+	if !opt.DryRun {
+		m.tidyKilled(inst)
+	}
 	if opt.Recreate && status.State.Live() {
 		return Result{}, vm.WithHint(vm.Classify(vm.ErrUsage, fmt.Errorf("%q runs, and its disk is in use", inst.Name)), "agentvm stop "+inst.Name+" comes first")
 	}
