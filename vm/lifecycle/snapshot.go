@@ -213,9 +213,12 @@ func (s Snapshot) CopyDisk(dst string) error {
 	return saved.Copy(dst, filepath.Join(s.dir, OverlayFile))
 }
 
-// diskFiles are the files that the machine writes to, of those that it has.
+// writtenFiles are the files that a machine writes to. Not each has all.
+var writtenFiles = []string{VarsFile, OverlayFile}
+
+// diskFiles are those that the machine has.
 func diskFiles(inst *instance.Instance) (names []string) {
-	for _, name := range []string{OverlayFile, VarsFile} {
+	for _, name := range writtenFiles {
 		if _, err := os.Stat(inst.Path(name)); err == nil {
 			names = append(names, name)
 		}
@@ -297,6 +300,7 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, inst *instance.Instance, 
 	if err != nil {
 		return Result{}, err
 	}
+	defer dropFresh(inst)
 	files, err := copyBack(inst, s) // before the end of a machine: there may be no room
 	if err != nil {
 		return Result{}, err
@@ -402,19 +406,28 @@ func (m *Manager) removeOldUndos(inst *instance.Instance) (err error) {
 	return err
 }
 
+// fresh ends the name of a file that is to take the machine's own one's place.
+const fresh = ".new"
+
+// dropFresh deletes what was copied and has not become the machine's.
+func dropFresh(inst *instance.Instance) {
+	for _, name := range writtenFiles {
+		_ = os.Remove(inst.Path(name + fresh))
+	}
+}
+
 // copyBack copies the snapshot's disk beside the machine's, for putBack, which
 // takes the names of the files.
 func copyBack(inst *instance.Instance, s Snapshot) (names []string, err error) {
-	for _, name := range []string{VarsFile, OverlayFile} {
+	dropFresh(inst) // of a killed command
+	for _, name := range writtenFiles {
 		src := filepath.Join(s.dir, name)
 		if _, err := os.Stat(src); name == VarsFile && errors.Is(err, fs.ErrNotExist) {
 			continue
 		} else if err != nil {
 			return nil, fmt.Errorf("read snapshot %q: %w", s.Name, err)
 		}
-		fresh := inst.Path(name + ".new")
-		_ = os.Remove(fresh) // of a restore that got no further
-		if err := saved.Copy(fresh, src); err != nil {
+		if err := saved.Copy(inst.Path(name+fresh), src); err != nil {
 			return nil, err
 		}
 		names = append(names, name)
@@ -429,7 +442,7 @@ func (m *Manager) putBack(inst *instance.Instance, name string, files []string) 
 		return err
 	}
 	for _, file := range files {
-		if err := os.Rename(inst.Path(file+".new"), inst.Path(file)); err != nil {
+		if err := os.Rename(inst.Path(file+fresh), inst.Path(file)); err != nil {
 			return fmt.Errorf("restore snapshot %q: %w", name, err)
 		}
 	}

@@ -100,6 +100,9 @@ func TestWorkspaceNotPutBack(t *testing.T) {
 	if _, err := m.RestoreSnapshot(ctx, inst, undoSnapshot, true, r, func() {}); !errors.Is(err, context.Canceled) {
 		t.Fatalf("error %v", err)
 	}
+	if exists(inst.Path(OverlayFile + ".new")) {
+		t.Error("the copy of a disk is left")
+	}
 	list, err := m.Snapshots(inst)
 	if err != nil {
 		t.Fatal(err)

@@ -112,6 +112,7 @@ func (m *Manager) tidyKilled(inst *instance.Instance) {
 		return
 	}
 	_ = dropCopies(inst)
+	dropFresh(inst)
 	if dir := snapshotDir(inst, forkDir); !m.goingOnFrom(dir) {
 		_ = removeDir(dir)
 	}
