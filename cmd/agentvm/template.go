@@ -62,9 +62,6 @@ func (a *app) templateLsCommand() *cobra.Command {
 				views = append(views, v)
 				total += v.Disk
 			}
-			if a.json {
-				return json.NewEncoder(a.stdout).Encode(views)
-			}
 			faulty, err := m.Templates.Faulty()
 			if err != nil {
 				return err
@@ -72,6 +69,9 @@ func (a *app) templateLsCommand() *cobra.Command {
 			for _, t := range faulty {
 				a.noteLine("%s takes %s and is %s; agentvm template prune --all deletes it", t.ID, units.BytesSize(float64(t.Disk())), t.Fault)
 				total += t.Disk()
+			}
+			if a.json {
+				return json.NewEncoder(a.stdout).Encode(views)
 			}
 			if len(views) == 0 {
 				a.noteLine("there are no templates; agentvm up makes one")

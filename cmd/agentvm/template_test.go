@@ -200,7 +200,7 @@ func TestTemplateDamaged(t *testing.T) {
 	t.Run("the next makes another", func(t *testing.T) {
 		copyDir(whole, at)
 		edit("template.json", half)
-		if o := h.must(h.home, "template", "ls"); !strings.Contains(o.stderr, id+" takes") || !strings.Contains(o.stderr, "damaged") {
+		if o := h.must(h.home, "template", "ls", "--json"); o.stdout != "[]\n" || !strings.Contains(o.stderr, id+" takes") || !strings.Contains(o.stderr, "damaged") {
 			t.Errorf("a damaged template takes room unseen:\n%s%s", o.stdout, o.stderr)
 		}
 		next := h.project("next", config)
