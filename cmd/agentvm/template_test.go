@@ -284,6 +284,7 @@ func TestTemplateKilled(t *testing.T) {
 				}
 				time.Sleep(time.Millisecond)
 			}
+			h.t.Errorf("%s is never written", file)
 		}
 	}
 	t.Run("supervisor is killed while memory is written", func(t *testing.T) {
