@@ -39,11 +39,21 @@ func checkAccel(ctx context.Context, p AccelProbe) vm.Finding {
 	case err != nil:
 		f.Status, f.Detail = vm.FindingWarn, err.Error()
 	case v.Accel != vm.AccelKVM:
-		f.Status, f.Detail, f.Fix = vm.FindingWarn, v.Reason+", which is slow and isolates less", v.Fix
+		f.Status, f.Detail, f.Fix = vm.FindingWarn, v.Reason+", which is slow and isolates less"+races(p.Caps), v.Fix
 	default:
 		f.Detail = v.Reason
 	}
 	return f
+}
+
+// races says what is wrong with a QEMU's emulation of several processors. It is
+// for people: no capability tells of it, and nothing else goes by the version.
+// docs/decisions/0034-emulated-processors.md has the sources.
+func races(caps Caps) string {
+	if v := caps.Version.QEMU; v.Major > 8 || v.Major == 8 && v.Minor >= 1 {
+		return ""
+	}
+	return "; before QEMU 8.1, one with several processors can rarely panic (resources.cpus: 1 avoids it)"
 }
 
 func checkUEFI(caps Caps) vm.Finding {

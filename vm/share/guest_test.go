@@ -18,14 +18,17 @@ import (
 // guest is a tiny Linux in QEMU with the share at /workspace, and a shell of
 // root's on a virtual console.
 type guest struct {
-	t    testing.TB
-	qemu *exec.Cmd
-	conn net.Conn
-	r    *bufio.Reader
-	log  string
+	t      testing.TB
+	qemu   *exec.Cmd
+	stderr strings.Builder // QEMU's; whole once it has ended
+	conn   net.Conn
+	r      *bufio.Reader
+	log    string
 }
 
-// boot starts a guest on a share's socket. It is emulated, so that it runs anywhere.
+// boot starts a guest on a share's socket. It is emulated, so that it runs
+// anywhere, and has one processor: two meet QEMU's races
+// (docs/decisions/0034-emulated-processors.md).
 func boot(t testing.TB, socket string) *guest {
 	t.Helper()
 	testenv.RequireQEMU(t)
@@ -33,15 +36,14 @@ func boot(t testing.TB, socket string) *guest {
 	console := filepath.Join(dir, "console")
 	g := &guest{t: t, log: filepath.Join(dir, "log")}
 	g.qemu = exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-nographic",
-		"-M", "q35,accel=tcg,memory-backend=mem", "-cpu", "max", "-smp", "2", "-m", "512M",
+		"-M", "q35,accel=tcg,memory-backend=mem", "-cpu", "max", "-smp", "1", "-m", "512M",
 		"-object", "memory-backend-memfd,id=mem,size=512M,share=on",
 		"-kernel", kernel(t), "-initrd", initrd(t), "-append", "console=ttyS0 quiet panic=-1", "-no-reboot",
 		"-serial", "file:"+g.log,
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=con,server=on,wait=off,path="+console, "-device", "virtconsole,chardev=con",
 		"-chardev", "socket,id=fs,path="+socket, "-device", "vhost-user-fs-pci,chardev=fs,tag=workspace,queue-size=1024")
 	g.qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var stderr strings.Builder
-	g.qemu.Stderr = &stderr
+	g.qemu.Stderr = &g.stderr
 	if err := g.qemu.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -52,13 +54,13 @@ func boot(t testing.TB, socket string) *guest {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no console: %v\n%s", err, stderr.String())
+			t.Fatalf("no console: %v\n%s", err, g.end())
 		}
 	}
 	g.r = bufio.NewReader(g.conn)
 	out, rc := g.answer(time.Minute)
 	if rc != "0" {
-		t.Fatalf("the guest cannot mount its share: %s\n%s", out, g.console())
+		t.Fatalf("the guest cannot mount its share: %s\n%s", out, g.end())
 	}
 	return g
 }
@@ -69,6 +71,13 @@ func (g *guest) kill() {
 	}
 	_ = g.qemu.Process.Kill()
 	_ = g.qemu.Wait()
+}
+
+// end kills the guest if it still runs, and returns how QEMU ended, what it
+// said, and the guest's last words.
+func (g *guest) end() string {
+	g.kill()
+	return fmt.Sprintf("QEMU: %v\n%s%s", g.qemu.ProcessState, g.stderr.String(), g.console())
 }
 
 func (g *guest) console() string {
@@ -84,7 +93,7 @@ func (g *guest) answer(limit time.Duration) (out, rc string) {
 	for {
 		line, err := g.r.ReadString('\n')
 		if err != nil {
-			g.t.Fatalf("the guest does not answer: %v; so far: %q\n%s", err, lines, g.console())
+			g.t.Fatalf("the guest does not answer: %v; so far: %q\n%s", err, lines, g.end())
 		}
 		line = strings.TrimRight(line, "\r\n")
 		if end, ok := strings.CutPrefix(line, "@end "); ok {
