@@ -25,10 +25,8 @@ func (cfg Config) Template() Config {
 type clone struct {
 	MachineID          string       `json:"machine_id,omitempty"`
 	Hostname           string       `json:"hostname"`
-	HostKey            string       `json:"host_key,omitempty"`
 	HostKeyPublic      string       `json:"host_key_public,omitempty"`
 	AuthorizedKeysFile string       `json:"authorized_keys_file,omitempty"`
-	AuthorizedKeys     string       `json:"authorized_keys,omitempty"`
 	GitConfig          string       `json:"gitconfig"`
 	Home               string       `json:"home"` // shell words that make directories in the home directory
 	Shares             []cloneShare `json:"shares"`
@@ -60,10 +58,13 @@ func Clone(cfg Config, machineID string) (line.Call, error) {
 		return line.Call{}, fmt.Errorf("%w: a clone needs a host key of its own", ErrInvalid)
 	}
 	c.MachineID = machineID
-	c.HostKey, c.HostKeyPublic = keys.ED25519Private, keys.ED25519Public
+	if len(cfg.AuthorizedKeys) == 0 {
+		return line.Call{}, fmt.Errorf("%w: a clone needs a key to log in with", ErrInvalid)
+	}
+	c.HostKeyPublic = keys.ED25519Public
 	c.AuthorizedKeysFile = path.Join(cfg.User.Home(), ".ssh/authorized_keys")
-	c.AuthorizedKeys = strings.Join(append(slices.Clone(cfg.AuthorizedKeys), ""), "\n")
-	return call(line.Clone, c)
+	authorized := strings.Join(append(slices.Clone(cfg.AuthorizedKeys), ""), "\n")
+	return call(line.Clone, c, authorized, keys.ED25519Private)
 }
 
 // Claim is what gives a guest that was cloned without a name and shares those
@@ -111,9 +112,9 @@ func Resume(mounts []ShareMount) (line.Call, error) {
 	return call(line.Resume, c)
 }
 
-func call(function string, c clone) (line.Call, error) {
+func call(function string, c clone, texts ...string) (line.Call, error) {
 	data, err := json.Marshal(c)
-	return line.Call{Function: function, Data: data}, err
+	return line.Call{Function: function, Texts: texts, Data: data}, err
 }
 
 func shellWords(words Command) string {

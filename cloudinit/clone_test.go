@@ -3,6 +3,7 @@ package cloudinit
 import (
 	"encoding/json"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,8 +61,8 @@ func TestClone(t *testing.T) {
 	}
 	last := got.Shares[len(got.Shares)-1]
 	if want := cfg.Mounts[len(cfg.Mounts)-1]; last != (cloneShare{want.Tag, want.Target, true}) || !strings.Contains(got.GitConfig, `O'Brien \"$(reboot)\" \\n 🦉`) ||
-		got.HostKey != string(cfg.HostKey) || got.MachineID != testMachineID || !strings.Contains(got.AuthorizedKeys, cfg.AuthorizedKeys[0]+"\n") {
-		t.Errorf("the guest is told %+v", got)
+		!slices.Equal(call.Texts, []string{strings.Join(cfg.AuthorizedKeys, "\n") + "\n", string(cfg.HostKey)}) || got.MachineID != testMachineID {
+		t.Errorf("the guest is told %+v, %q", got, call.Texts)
 	}
 	if out, err := exec.Command("sh", "-n", "-c", got.Home).CombinedOutput(); err != nil || got.Home == "" {
 		t.Errorf("%q: %v: %s", got.Home, err, out)
@@ -72,6 +73,7 @@ func TestCloneRefuses(t *testing.T) {
 	for name, alter := range map[string]func(*Config){
 		"an image with a boot loader": func(c *Config) { c.Partitioned = true },
 		"no host key":                 func(c *Config) { c.HostKey = nil },
+		"nobody to log in":            func(c *Config) { c.AuthorizedKeys = nil },
 		"files":                       func(c *Config) { c.Files = []GuestFile{{Path: "/a"}} },
 		"commands":                    func(c *Config) { c.RunCmd = []string{"true"} },
 		"a bad target":                func(c *Config) { c.Mounts = []ShareMount{{Tag: "a", Target: "relative"}} },
@@ -98,7 +100,7 @@ func TestClaim(t *testing.T) {
 	if got.Hostname == "" || got.GitConfig == "" || len(got.Shares) != len(cfg.Mounts) {
 		t.Errorf("the guest is told %+v", got)
 	}
-	if strings.Contains(string(call.Data), "PRIVATE KEY") || got.MachineID != "" || got.AuthorizedKeys != "" {
-		t.Errorf("the guest is told %s", call.Data)
+	if len(call.Texts) > 0 || got.MachineID != "" || got.AuthorizedKeysFile != "" {
+		t.Errorf("the guest is told %q, %s", call.Texts, call.Data)
 	}
 }

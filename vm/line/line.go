@@ -48,6 +48,7 @@ const (
 // Call is a function and what it is told.
 type Call struct {
 	Function string          `json:"function"`
+	Texts    []string        `json:"texts,omitempty"` // what it gets without having to parse Data; none is empty
 	Data     json.RawMessage `json:"data"`
 }
 
@@ -75,8 +76,16 @@ func (e *ProgramError) Error() string { return "the guest's program failed: " + 
 
 // Shell returns a program that runs a shell script, and says what it writes.
 func Shell(script string) string {
-	return "run(" + strconv.QuoteToASCII(script) + ")" // its escapes are Python's too
+	return "run(" + quote(script) + ")"
 }
+
+// MeetServer returns a program for a guest whose SSH server waits for its host
+// key, and who may log in is still to be written to a file. Clone then finds both open.
+func MeetServer(authorizedKeysFile string) string {
+	return "meet_sshd(" + quote(authorizedKeysFile) + ")"
+}
+
+func quote(s string) string { return strconv.QuoteToASCII(s) } // its escapes are Python's too
 
 // Line is an open line. Its methods must not be called at the same time.
 type Line struct {
@@ -118,7 +127,11 @@ func (l *Line) Run(ctx context.Context, program string, each func(text string)) 
 
 // Call is Run for a function that the guest's end has.
 func (l *Line) Call(ctx context.Context, c Call, each func(text string)) error {
-	return l.send(ctx, " "+c.Function, string(c.Data), each)
+	function := " " + c.Function
+	for _, text := range c.Texts {
+		function += fmt.Sprintf(" %x", text)
+	}
+	return l.send(ctx, function, string(c.Data), each)
 }
 
 func (l *Line) send(ctx context.Context, function, text string, each func(text string)) error {

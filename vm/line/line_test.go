@@ -111,13 +111,13 @@ func TestListener(t *testing.T) {
 		t.Errorf("long program: %v", err)
 	}
 	got = nil
-	if err := l.Run(t.Context(), "def hello(told): say('hello ' + json.loads(told)['name'])", nil); err != nil {
+	if err := l.Run(t.Context(), "def hello(told, *texts): say('hello ' + json.loads(told)['name'] + repr(texts))", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Call(t.Context(), Call{"hello", json.RawMessage(`{"name": "it's \"ü\""}`)}, keep); err != nil || !slices.Equal(got, []string{`hello it's "ü"`}) {
+	if err := l.Call(t.Context(), Call{"hello", []string{"one\n", "zwei ü"}, json.RawMessage(`{"name": "it's \"ü\""}`)}, keep); err != nil || !slices.Equal(got, []string{`hello it's "ü"('one\n', 'zwei ü')`}) {
 		t.Errorf("%v, %q", err, got)
 	}
-	for _, c := range []Call{{"nothing", []byte("{}")}, {Clone, []byte("{}")}, {Claim, []byte("{")}} {
+	for _, c := range []Call{{"nothing", nil, []byte("{}")}, {Clone, nil, []byte("{}")}, {Claim, nil, []byte("{")}} {
 		if err := l.Call(t.Context(), c, nil); !errors.As(err, &failed) {
 			t.Errorf("%v: %v", c, err)
 		}

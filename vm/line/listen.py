@@ -3,9 +3,10 @@
 
 Runs what the host asks for: a line with a length in bytes, the time in
 seconds since 1970, 64 hexadecimal digits of entropy and perhaps the name of a
-function, then so many bytes: what the function is told, in JSON, or without a
-name a program in Python. Both write text with say(). What they are likely to
-need is imported here, before the guest is saved.
+function and hexadecimal digits of texts for it, then so many bytes: what the
+function is told besides, in JSON, or without a name a program in Python. Both
+write text with say(). What they are likely to need is imported here, before the
+guest is saved.
 """
 
 import atexit
@@ -74,7 +75,7 @@ while header := line.readline():
     try:
         awake(float(now), bytes.fromhex(entropy.decode()))
         if function:
-            globals()[function[0].decode()](text)
+            globals()[function[0].decode()](text, *(bytes.fromhex(word.decode()).decode() for word in function[1:]))
         else:
             exec(compile(text, "line", "exec"))
         say("agentvm-done 0")

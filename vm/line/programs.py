@@ -71,30 +71,31 @@ def restart_sshd():
     raise TimeoutError("sshd does not serve with its new key")
 
 
-# Where a template's sshd waits for its host key, which it reads from a pipe. A
-# boot finds it in a file.
+# A boot finds sshd's host key in a file. A template's sshd reads it from a pipe.
 host_key = "/etc/ssh/ssh_host_ed25519_key"
-F_GETPIPE_SZ = 1032  # fcntl(2); Python has it since 3.10
+waiting_sshd = None
 
 
-def waiting_sshd():
-    """The pipe at whose other end sshd waits, or None."""
-    try:
-        pipe = os.open(host_key, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        fcntl.fcntl(pipe, F_GETPIPE_SZ)  # fails for what is none
-        return pipe
-    except OSError:
-        return None
+def meet_sshd(authorized_keys_file):
+    """Opens what sshd lacks before the template is saved. Opening the pipe wakes
+    sshd, which then waits in reading it."""
+    global waiting_sshd
+    waiting_sshd = (
+        os.open(authorized_keys_file, os.O_WRONLY | os.O_CLOEXEC),
+        os.open(host_key, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC),
+    )
 
 
-def hand_over_key(pipe, key):
-    os.write(pipe, key.encode())
-    os.close(pipe)
+def begin_sshd(*texts):
+    for fd, text in zip(waiting_sshd, texts):
+        os.write(fd, text.encode())
+        os.close(fd)
 
 
-def keep_key(key):
+def keep_key(key, public):
     write(host_key + ".new", key, 0o600)
     os.rename(host_key + ".new", host_key)  # in place of the link to the pipe
+    write(host_key + ".pub", public + "\n")
 
 
 @functools.cache
@@ -121,19 +122,18 @@ def settle_later():
     atexit.register(settle)
 
 
-def clone(told):
+def clone(told, authorized_keys, key):
     """Makes the guest a machine of its own."""
-    pipe = waiting_sshd()
-    if pipe is not None:
-        say("login")  # connections wait too, until sshd has its key
+    # Who may log in comes first: a login finds it. The file exists, so its owner
+    # and mode stay.
+    if waiting_sshd:
+        begin_sshd(authorized_keys, key)
+        say("login")
     guest = json.loads(told)
-    # Who may log in. The file exists, so its owner and mode stay.
-    write(guest["authorized_keys_file"], guest["authorized_keys"])
-    if pipe is not None:
-        hand_over_key(pipe, guest["host_key"])
-    keep_key(guest["host_key"])
-    write(host_key + ".pub", guest["host_key_public"] + "\n")
-    if pipe is None:
+    if not waiting_sshd:
+        write(guest["authorized_keys_file"], authorized_keys)
+    keep_key(key, guest["host_key_public"])
+    if not waiting_sshd:
         restart_sshd()
         say("login")
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -238,7 +239,8 @@ func (s *Supervisor) makeTemplate(ctx context.Context) error {
 	s.trace("boot", began)
 	began = time.Now()
 	script := fmt.Sprintf("user=%s home=%s\n%s", shellQuote(s.spec.Guest.User), shellQuote(s.spec.Guest.Home), template.RestScript)
-	if err := l.Run(bounded, line.Shell(script), func(text string) { s.log.Info("template", "guest", strings.TrimSpace(text)) }); err != nil {
+	program := line.Shell(script) + "\n" + line.MeetServer(path.Join(s.spec.Guest.Home, ".ssh/authorized_keys"))
+	if err := l.Run(bounded, program, func(text string) { s.log.Info("template", "guest", strings.TrimSpace(text)) }); err != nil {
 		return s.bootError(bounded, "bring the guest to rest", s.orEnd(err))
 	}
 	s.trace("rest", began)
