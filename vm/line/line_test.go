@@ -141,6 +141,41 @@ func TestListener(t *testing.T) {
 	}
 }
 
+// A server that waits for its host key finds who may log in when it gets it.
+func TestListenerBeginsServer(t *testing.T) {
+	t.Parallel()
+	l, _ := listener(t)
+	dir := t.TempDir()
+	who, pipe := filepath.Join(dir, "it's who"), filepath.Join(dir, "pipe")
+	if err := errors.Join(os.WriteFile(who, nil, 0o600), syscall.Mkfifo(pipe, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan [2]string, 1)
+	go func() {
+		key, _ := os.ReadFile(pipe) // up to its end
+		file, _ := os.ReadFile(who)
+		found <- [2]string{string(file), string(key)}
+	}()
+	meet := fmt.Sprintf("host_key = %q\n%s", pipe, MeetServer(who))
+	deadline := time.Now().Add(10 * time.Second)
+	for err := l.Run(t.Context(), meet, nil); err != nil; err = l.Run(t.Context(), meet, nil) {
+		if time.Now().After(deadline) {
+			t.Fatal(err) // nobody reads
+		}
+	}
+	select {
+	case got := <-found:
+		t.Fatalf("it begins with %q before it is told", got)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := l.Run(t.Context(), `begin_sshd("who\n", "key\n")`, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := <-found, [2]string{"who\n", "key\n"}; got != want {
+		t.Errorf("it found %q, want %q", got, want)
+	}
+}
+
 // What a clone leaves for later is done when the host has hung up and the first
 // commands are over, or when the listener is told to end.
 func TestListenerSettles(t *testing.T) {
