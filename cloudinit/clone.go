@@ -57,11 +57,10 @@ func Clone(cfg Config, machineID string) (line.Call, error) {
 	if keys == nil {
 		return line.Call{}, fmt.Errorf("%w: a clone needs a host key of its own", ErrInvalid)
 	}
-	c.MachineID = machineID
 	if len(cfg.AuthorizedKeys) == 0 {
 		return line.Call{}, fmt.Errorf("%w: a clone needs a key to log in with", ErrInvalid)
 	}
-	c.HostKeyPublic = keys.ED25519Public
+	c.MachineID, c.HostKeyPublic = machineID, keys.ED25519Public
 	c.AuthorizedKeysFile = path.Join(cfg.User.Home(), ".ssh/authorized_keys")
 	authorized := strings.Join(append(slices.Clone(cfg.AuthorizedKeys), ""), "\n")
 	return call(line.Clone, c, authorized, keys.ED25519Private)

@@ -53,7 +53,7 @@ func races(caps Caps) string {
 	if v := caps.Version.QEMU; v.Major > 8 || v.Major == 8 && v.Minor >= 1 {
 		return ""
 	}
-	return "; before QEMU 8.1, one with several processors can rarely panic (resources.cpus: 1 avoids it)"
+	return "; before QEMU 8.1 a guest with several processors may panic, though rarely (resources.cpus: 1 avoids it)"
 }
 
 func checkUEFI(caps Caps) vm.Finding {

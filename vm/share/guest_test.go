@@ -73,9 +73,10 @@ func (g *guest) kill() {
 	_ = g.qemu.Wait()
 }
 
-// end kills the guest if it still runs, and returns how QEMU ended, what it
-// said, and the guest's last words.
+// end returns how QEMU ended, which is killed if it does not, what it said, and
+// the guest's last words.
 func (g *guest) end() string {
+	time.Sleep(time.Second) // its sockets close before it ends
 	g.kill()
 	return fmt.Sprintf("QEMU: %v\n%s%s", g.qemu.ProcessState, g.stderr.String(), g.console())
 }
