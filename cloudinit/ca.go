@@ -13,7 +13,7 @@ import (
 // extraCAs returns, as PEM, the CAs that a guest takes over from the host,
 // without those that have expired at now.
 func (p Probe) extraCAs(now time.Time) (cas []string, warnings []error) {
-	certs, warnings := hostca.Host{Root: p.Root, Getenv: p.Getenv}.Extra()
+	certs, warnings := hostca.Host{Root: p.Root, Getenv: p.Getenv, Known: p.Known}.Extra()
 	for _, c := range certs {
 		if isCA(c) && now.Before(c.NotAfter) {
 			cas = append(cas, hostca.PEM(c))

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/agentvm/agentvm/vm/probes"
 )
 
 // Facts are what a guest takes over from its host.
@@ -25,12 +27,13 @@ type Probe struct {
 	Getenv func(string) string
 	// Git begins to ask for the user's own Git configuration, and returns what
 	// waits for the answer: values by key.
-	Git func(ctx context.Context) func() map[string]string
+	Git   func(ctx context.Context) func() map[string]string
+	Known probes.Store // of the host's CAs
 }
 
 // HostProbe looks at the machine and the user that this process belongs to.
-func HostProbe() Probe {
-	return Probe{Root: "/", Getenv: os.Getenv, Git: globalGit}
+func HostProbe(known probes.Store) Probe {
+	return Probe{Root: "/", Getenv: os.Getenv, Git: globalGit, Known: known}
 }
 
 // Facts gathers everything.

@@ -158,11 +158,11 @@ func TestGitIdentityOfTheHost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if diff := cmp.Diff(Git{Name: "Ada  Lovelace", Email: "ada@example.org"}, HostProbe().Facts(t.Context()).Git); diff != "" {
+	if diff := cmp.Diff(Git{Name: "Ada  Lovelace", Email: "ada@example.org"}, HostProbe("").Facts(t.Context()).Git); diff != "" {
 		t.Error(diff)
 	}
 	t.Setenv("HOME", t.TempDir())
-	if git := HostProbe().Facts(t.Context()).Git; git.Name+git.Email != "" {
+	if git := HostProbe("").Facts(t.Context()).Git; git.Name+git.Email != "" {
 		t.Errorf("without a configuration: %+v", git)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/probes"
 )
 
 // ErrInUse is wrapped by [Cache.Remove] for an image that something is built on.
@@ -25,6 +26,7 @@ type Cache struct {
 	dir     string
 	mirror  string
 	builder builder
+	known   probes.Store
 }
 
 // Option changes how [Open] makes a Cache.
@@ -33,6 +35,9 @@ type Option func(*Cache)
 // WithMirror makes builds use another Debian archive than the
 // distribution's default: a URL, or anything that mmdebstrap(1) takes as MIRROR.
 func WithMirror(mirror string) Option { return func(c *Cache) { c.mirror = mirror } }
+
+// WithProbes remembers what takes long to find out about this program.
+func WithProbes(known probes.Store) Option { return func(c *Cache) { c.known = known } }
 
 // Open returns the cache in dir, which is made if it is not there. As root it is
 // readable by all, so that a virtual machine's unprivileged process can open
@@ -86,7 +91,7 @@ func (c *Cache) Resolve(ctx context.Context, spec Spec) (*Image, error) {
 // Find returns the image that the spec asks for. The error wraps
 // [vm.ErrNotFound] when it is not built, and [ErrCorrupt] when it is damaged.
 func (c *Cache) Find(_ context.Context, spec Spec) (*Image, error) {
-	p, err := newPlan(spec, c.mirror)
+	p, err := newPlan(spec, c.mirror, c.known)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +101,7 @@ func (c *Cache) Find(_ context.Context, spec Spec) (*Image, error) {
 // Get returns an image by its ID, by a beginning of its ID that no other has, or
 // by its catalogue name, which means the base image that Ensure would return.
 func (c *Cache) Get(idOrName string) (*Image, error) {
-	if p, err := newPlan(Spec{Image: idOrName}, c.mirror); err == nil {
+	if p, err := newPlan(Spec{Image: idOrName}, c.mirror, c.known); err == nil {
 		img, err := c.load(p.id())
 		if errors.Is(err, vm.ErrNotFound) {
 			return nil, vm.WithHint(fmt.Errorf("image %s is not built: %w", idOrName, vm.ErrNotFound),

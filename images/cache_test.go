@@ -144,7 +144,7 @@ func (phaseFunc) Fraction(float64)    {}
 // The waiting one builds when the first fails, and gives up when told to.
 func TestEnsureWaitsWithContext(t *testing.T) {
 	c := fakeCache(t, t.TempDir(), &fakeBuilder{})
-	p, err := newPlan(baseSpec, "")
+	p, err := newPlan(baseSpec, "", "")
 	if err != nil {
 		t.Fatal(err)
 	}

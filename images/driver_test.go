@@ -57,7 +57,7 @@ func TestLicence(t *testing.T) {
 		{Spec{Image: "debian-12", Driver: "nvidia", Accept: []string{"nvidia"}}, vm.ErrUsage, ""},
 		{Spec{Image: "debian-13", Driver: "voodoo"}, vm.ErrNotFound, "amd, intel, nvidia"},
 	} {
-		_, err := newPlan(tt.spec, "")
+		_, err := newPlan(tt.spec, "", "")
 		if tt.class == nil && err != nil || tt.class != nil && !errors.Is(err, tt.class) || !strings.Contains(vm.Hint(err), tt.hint) {
 			t.Errorf("%+v: %v, %q", tt.spec, err, vm.Hint(err))
 		}
@@ -72,7 +72,7 @@ func TestLicence(t *testing.T) {
 func TestDriverKey(t *testing.T) {
 	id := func(s Spec) string {
 		t.Helper()
-		p, err := newPlan(s, "")
+		p, err := newPlan(s, "", "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -42,7 +42,7 @@ func (c *Cache) Ensure(ctx context.Context, spec Spec, p Progress) (*Image, erro
 	if p == nil {
 		p = Discard
 	}
-	plan, err := newPlan(spec, c.mirror)
+	plan, err := newPlan(spec, c.mirror, c.known)
 	if err != nil {
 		return nil, err
 	}

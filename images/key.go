@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"runtime"
 	"strings"
 
 	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/probes"
 )
 
 // recipeFS holds what makes a Debian tree into the guest: package lists, the
@@ -61,7 +63,7 @@ func (p plan) id() string {
 	return p.baseID
 }
 
-func newPlan(spec Spec, mirror string) (plan, error) {
+func newPlan(spec Spec, mirror string, known probes.Store) (plan, error) {
 	entry, err := Known(spec.Image)
 	if err != nil {
 		return plan{}, err
@@ -78,7 +80,7 @@ func newPlan(spec Spec, mirror string) (plan, error) {
 	if _, err := fs.Stat(recipeFS, guestProgram); err != nil {
 		return plan{}, vm.WithHint(errors.New("this agentvm was built without the program that guests run"), "build it with make, in a clone of its repository")
 	}
-	if p.recipe, err = hashFS(recipeFS); err != nil {
+	if p.recipe, err = recipe(known); err != nil {
 		return plan{}, err
 	}
 	p.baseKey = key("base", formatVersion, rootSize, p.recipe, entry.Suite, p.arch, mirror)
@@ -111,6 +113,23 @@ func key(parts ...any) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// recipe returns the digest of recipeFS. Every start asks for it, and the guest's
+// program is large, so it is remembered for as long as this executable is the same.
+func recipe(known probes.Store) (digest string, err error) {
+	const kind = "recipe"
+	build := ""
+	if self, err := os.Executable(); err == nil {
+		build, _ = probes.Build(self)
+	}
+	if build != "" && known.Read(kind, build, &digest) {
+		return digest, nil
+	}
+	if digest, err = hashFS(recipeFS); err == nil && build != "" {
+		known.Write(kind, build, digest)
+	}
+	return digest, err
+}
+
 // hashFS returns a digest of the names and contents of a system's files.
 func hashFS(system fs.FS) (string, error) {
 	h := sha256.New()
@@ -127,7 +146,6 @@ func hashFS(system fs.FS) (string, error) {
 			return err
 		}
 		defer f.Close()
-		// Piece by piece: every start comes through here, and one file is large.
 		fmt.Fprintf(h, "%s\x00%d\x00", path, info.Size())
 		_, err = io.Copy(h, f)
 		return err

@@ -54,7 +54,7 @@ func TestSpecRejects(t *testing.T) {
 func TestKeys(t *testing.T) {
 	at := func(s Spec) plan {
 		t.Helper()
-		p, err := newPlan(s, "")
+		p, err := newPlan(s, "", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -88,7 +88,7 @@ func TestKeys(t *testing.T) {
 		}
 		ids[id] = name
 	}
-	if p, _ := newPlan(Spec{Image: "debian-13"}, "http://mirror.example/debian"); p.baseID == base.baseID {
+	if p, _ := newPlan(Spec{Image: "debian-13"}, "http://mirror.example/debian", ""); p.baseID == base.baseID {
 		t.Error("the mirror does not change the key")
 	}
 }

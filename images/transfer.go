@@ -19,7 +19,7 @@ import (
 
 // Which returns the ID of the image that the spec asks for, built or not.
 func (c *Cache) Which(spec Spec) (string, error) {
-	p, err := newPlan(spec, c.mirror)
+	p, err := newPlan(spec, c.mirror, c.known)
 	return p.id(), err
 }
 

@@ -173,8 +173,9 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
+	known := probesIn(store.Dirs.Cache)
 	return &lifecycle.Manager{
-		Store: store, Agents: agents, Executable: exe, Home: a.home(), Pool: func() (int, error) {
+		Store: store, Probes: known, Agents: agents, Executable: exe, Home: a.home(), Pool: func() (int, error) {
 			user, err := config.LoadUser(store.Dirs.UserConfig())
 			return int(user.Pool), err
 		},
@@ -191,7 +192,7 @@ func (a *app) manager() (*lifecycle.Manager, error) {
 			if err := store.Dirs.Make(); err != nil {
 				return nil, err
 			}
-			return images.Open(store.Dirs.Images())
+			return images.Open(store.Dirs.Images(), images.WithProbes(known))
 		},
 		Accel: func(ctx context.Context, img *images.Image, runAs *vm.Owner) (vm.Accel, string, error) {
 			return chooseAccel(ctx, store.Dirs.Cache, img, runAs)

@@ -204,7 +204,7 @@ func (e *elsewhere) config(ctx context.Context) ([]byte, error) {
 		return nil, nil
 	}
 	c := e.project.Config
-	if mine := cloudinit.HostProbe().Facts(ctx).Git; mine.Name != "" && mine.Email != "" {
+	if mine := cloudinit.HostProbe("").Facts(ctx).Git; mine.Name != "" && mine.Email != "" {
 		c.Git.Name, c.Git.Email = cmp.Or(c.Git.Name, mine.Name), cmp.Or(c.Git.Email, mine.Email)
 	}
 	return configThere(c, e.host, e.record.Copy.Name)

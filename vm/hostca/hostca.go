@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/agentvm/agentvm/vm/probes"
 )
 
 // variables name files of extra CAs for one program or another. Sources:
@@ -35,11 +37,12 @@ const (
 type Host struct {
 	Root   string // prefix of every path read, those in variables too; "/" for the real host
 	Getenv func(string) string
+	Known  probes.Store // keeps what was found for as long as no file changes
 }
 
 // Extra returns the certificates that somebody added to the distribution's,
-// each once, and what could not be read. Every start of a machine asks, and of
-// most certificates it is enough that they are known: those are not parsed.
+// each once, and what could not be read. Every start of a machine asks, so what
+// was found without a fault is remembered.
 func (h Host) Extra() (certs []*x509.Certificate, warnings []error) {
 	files, err := h.files(localDir)
 	if err != nil {
@@ -53,7 +56,43 @@ func (h Host) Extra() (certs []*x509.Certificate, warnings []error) {
 	if len(files) == 0 {
 		return nil, warnings
 	}
-	seen := h.shipped()
+	shipped, _ := h.files(mozillaDir)
+	key, known := h.version(files, shipped), [][]byte(nil)
+	if h.Known.Read(kind, key, &known) {
+		if certs, err := x509.ParseCertificates(bytes.Join(known, nil)); err == nil {
+			return certs, warnings
+		}
+	}
+	certs, lost := h.added(files, shipped)
+	if len(lost) == 0 {
+		for _, c := range certs {
+			known = append(known, c.Raw)
+		}
+		h.Known.Write(kind, key, known)
+	}
+	return certs, append(warnings, lost...)
+}
+
+// kind is what Extra finds, among what is remembered.
+const kind = "host-cas"
+
+// version differs when any of the files does, or there is another one.
+func (h Host) version(files ...[]string) string {
+	var b strings.Builder
+	for _, file := range slices.Concat(files...) {
+		fmt.Fprintf(&b, "%s", file)
+		if info, err := os.Stat(h.path(file)); err == nil {
+			fmt.Fprintf(&b, " %d %d", info.ModTime().UnixNano(), info.Size())
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// added returns the certificates in files that are not in those of the
+// distribution. Of most it is enough that they are known: those are not parsed.
+func (h Host) added(files, shipped []string) (certs []*x509.Certificate, warnings []error) {
+	seen := h.digests(shipped)
 	for _, file := range files {
 		found, err := h.read(file)
 		if err != nil {
@@ -77,10 +116,9 @@ func (h Host) Extra() (certs []*x509.Certificate, warnings []error) {
 	return certs, warnings
 }
 
-// shipped returns the digests of the distribution's certificates.
-func (h Host) shipped() map[[sha256.Size]byte]bool {
+// digests returns those of the certificates in files.
+func (h Host) digests(files []string) map[[sha256.Size]byte]bool {
 	sums := map[[sha256.Size]byte]bool{}
-	files, _ := h.files(mozillaDir)
 	for _, file := range files {
 		found, _ := h.read(file) // what cannot be read counts as added
 		for _, der := range found {

@@ -36,7 +36,7 @@ type plan struct {
 // plan decides what to run, building the image when it is lacking.
 func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *instance.Instance, old instance.Spec, opt UpOptions, report Report) (plan, error) {
 	fail := func(err error) (plan, error) { return plan{}, err }
-	facts, cancel := hostFacts(ctx)
+	facts, cancel := m.hostFacts(ctx)
 	defer cancel()
 	chosen := opt.Agent
 	if chosen == "" {
@@ -117,10 +117,10 @@ func (m *Manager) plan(ctx context.Context, p Project, ws Directory, inst *insta
 }
 
 // hostFacts looks at the host while the rest is looked at: Git is a process.
-func hostFacts(ctx context.Context) (<-chan cloudinit.Facts, context.CancelFunc) {
+func (m *Manager) hostFacts(ctx context.Context) (<-chan cloudinit.Facts, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	facts := make(chan cloudinit.Facts, 1)
-	go func() { facts <- cloudinit.HostProbe().Facts(ctx) }()
+	go func() { facts <- cloudinit.HostProbe(m.Probes).Facts(ctx) }()
 	return facts, cancel
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/agentvm/agentvm/vm/config"
 	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/probes"
 	"github.com/agentvm/agentvm/vm/template"
 )
 
@@ -26,6 +27,7 @@ type Manager struct {
 	Agents    *agent.Set
 	Images    func() (*images.Cache, error) // opened when first needed
 	Templates template.Store
+	Probes    probes.Store // what is remembered of the host
 	// Hardware names everything of a machine that its guest can observe, paths
 	// on the host aside, and of the program that runs it.
 	Hardware func(ctx context.Context, machine vm.Machine) (string, error)
