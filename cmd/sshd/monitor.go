@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -24,6 +25,7 @@ type monitor struct {
 	login   login
 	listen  string
 	hostKey string
+	pipe    string
 	pidFile string
 }
 
@@ -82,8 +84,8 @@ func (m monitor) port() (*os.File, error) {
 // worker is a process that serves, or waits for its host key.
 type worker struct {
 	cmd     *exec.Cmd
-	key     io.WriteCloser
-	ready   chan struct{} // closed when all that it lacks is the key
+	keys    io.WriteCloser
+	ready   chan struct{} // closed when all that it lacks is keys
 	serves  chan struct{} // closed when it does
 	drained chan struct{} // closed when it accepts no more connections
 }
@@ -119,7 +121,7 @@ func (m monitor) start(port *os.File) (*worker, error) {
 		}
 	}
 	w := &worker{cmd: cmd, ready: make(chan struct{}), serves: make(chan struct{}), drained: make(chan struct{})}
-	if w.key, err = cmd.StdinPipe(); err != nil {
+	if w.keys, err = cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
 	says, err := cmd.StdoutPipe()
@@ -156,14 +158,18 @@ func (m monitor) giveKey(w *worker) error {
 	case <-w.drained:
 		return errNotServing
 	}
-	key, err := os.ReadFile(m.hostKey)
+	keys, err := os.ReadFile(m.pipe)
+	if errors.Is(err, fs.ErrNotExist) {
+		keys, err = os.ReadFile(m.hostKey)
+	}
 	if err != nil {
 		return err
 	}
-	if _, err := w.key.Write(key); err != nil {
+	if _, err := w.keys.Write(keys); err != nil {
 		return err
 	}
-	w.key.Close()
+	w.keys.Close()
+	os.Remove(m.pipe)
 	select {
 	case <-w.serves:
 		return nil

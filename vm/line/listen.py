@@ -57,9 +57,9 @@ def say(text):
     line.flush()
 
 
-def run(script):
+def run(script, *arguments):
     """Runs a shell script, says what it writes, and raises if it fails."""
-    p = subprocess.run(["sh", "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    p = subprocess.run(["sh", "-c", script, "sh", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if p.stdout:
         say(p.stdout.decode(errors="replace").rstrip("\n"))
     if p.returncode != 0:

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"strings"
 	"sync"
 	"time"
@@ -238,9 +237,7 @@ func (s *Supervisor) makeTemplate(ctx context.Context) error {
 	}
 	s.trace("boot", began)
 	began = time.Now()
-	script := fmt.Sprintf("user=%s home=%s\n%s", shellQuote(s.spec.Guest.User), shellQuote(s.spec.Guest.Home), template.RestScript)
-	program := line.Shell(script) + "\n" + line.MeetServer(path.Join(s.spec.Guest.Home, ".ssh/authorized_keys"))
-	if err := l.Run(bounded, program, func(text string) { s.log.Info("template", "guest", strings.TrimSpace(text)) }); err != nil {
+	if err := l.Run(bounded, template.Rest(s.spec.Guest.User, s.spec.Guest.Home), func(text string) { s.log.Info("template", "guest", strings.TrimSpace(text)) }); err != nil {
 		return s.bootError(bounded, "bring the guest to rest", s.orEnd(err))
 	}
 	s.trace("rest", began)

@@ -1,9 +1,14 @@
 package template
 
-import _ "embed"
+import (
+	_ "embed"
 
-// RestScript brings a freshly booted guest to the state that a template is
-// saved in. Root runs it in the guest, with the variables user and home set.
-//
+	"github.com/agentvm/agentvm/vm/line"
+)
+
 //go:embed rest.sh
-var RestScript string
+var rest string
+
+// Rest returns a program for the guest's end of the line that brings a freshly
+// booted guest to the state that a template is saved in. user logs in to it.
+func Rest(user, home string) string { return line.Shell(rest, user, home) + "\n" + line.Meet }

@@ -7,8 +7,9 @@
 # No TCP connection is ever opened in a template: the kernel chooses the secret
 # of its sequence numbers at the first one, so that each clone chooses its own.
 #
-# user and home are set before the script.
+# The arguments are who logs in, and the home directory.
 set -eu
+user=$1 home=$2
 until [ -e /run/cloud-init/result.json ]; do sleep 0.2; done
 grep -q '"errors": \[\]' /run/cloud-init/result.json || { cat /run/cloud-init/result.json; exit 1; }
 until ip -4 -o address show scope global | grep -q . && [ -s /run/sshd.pid ]; do sleep 0.2; done
@@ -23,14 +24,11 @@ rm -f /run/cloud-init/result.json
 echo '{"v1": {"datasource": null, "errors": []}}' >/run/cloud-init/result.json
 install -d -m 700 -o "$user" -g "$user" "$home"/.ssh
 install -m 600 -o "$user" -g "$user" /dev/null "$home"/.ssh/authorized_keys
-# sshd starts, and waits in opening its host key, which each clone has its own
-# of. The pipe is in memory: a disk that loses the key boots all the same.
-key=/etc/ssh/ssh_host_ed25519_key
+# sshd starts, and waits in opening the pipe that keys come by, which each clone
+# has its own of.
 systemctl stop ssh.service
-mkfifo -m 600 /run/ssh_host_key
-ln -sf /run/ssh_host_key $key
-rm $key.pub
-touch $key.pub
+truncate -s 0 /etc/ssh/ssh_host_ed25519_key /etc/ssh/ssh_host_ed25519_key.pub
+mkfifo -m 600 /run/sshd.keys
 systemctl start --no-block ssh.service
 until cat "/proc/$(systemctl show -P MainPID ssh.service)"/task/*/wchan | grep -q wait_for_partner; do sleep 0.1; done
 sync
@@ -39,6 +37,8 @@ for program in /usr/lib/guest/sshd /bin/bash /bin/sh; do
 	echo "$program"
 	ldd "$program" | grep -o '/[^ ]*' || : # the first has none
 done | sort -u | xargs cat >/dev/null
+# What a clone writes is found without reading the disk.
+cat "$home"/.ssh/authorized_keys /etc/ssh/ssh_host_ed25519_key* /etc/hostname /etc/machine-id >/dev/null
 # Events of what is plugged in wait until the machine is in use (package line).
 # The kernel has it working without; the rules of udev are programs to translate.
 udevadm control --stop-exec-queue
