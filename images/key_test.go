@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/agentvm/agentvm/vm/probes"
 )
 
 // TestGuestProgramIsNew builds what images are about to get, and compares it
@@ -30,5 +32,31 @@ func TestGuestProgramIsNew(t *testing.T) {
 	}
 	if got, err := recipeFS.ReadFile(guestProgram); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the guest's program is not what its source makes (%v): make guest", err)
+	}
+}
+
+// TestRecipeIsRemembered for this executable, as what it is.
+func TestRecipeIsRemembered(t *testing.T) {
+	want, err := hashFS(recipeFS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := probes.Store(t.TempDir())
+	for range 2 {
+		if got, err := recipe(known); err != nil || got != want {
+			t.Errorf("%q, %v, want %q", got, err, want)
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	build, err := probes.Build(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known.Write("recipe", build, "another")
+	if got, err := recipe(known); err != nil || got != "another" {
+		t.Errorf("what is remembered is not used: %q, %v", got, err)
 	}
 }

@@ -6,12 +6,16 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/agentvm/agentvm/vm/probes"
 )
 
 // certificate makes a self-signed one.
@@ -33,6 +37,57 @@ func certificate(t *testing.T, name string) string {
 	return PEM(c)
 }
 
+// put writes a file, and the directories above it.
+func put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRemembered has each change of a file be seen.
+func TestRemembered(t *testing.T) {
+	mozilla, local, proxy := certificate(t, "Mozilla"), certificate(t, "Local"), certificate(t, "Proxy")
+	root, bundle := t.TempDir(), ""
+	h := Host{Root: root, Getenv: func(string) string { return bundle }, Known: probes.Store(t.TempDir())}
+	for _, step := range []struct {
+		change func()
+		want   []string
+	}{
+		{func() { put(t, root+localDir+"/a.crt", mozilla+local) }, []string{mozilla, local}},
+		{func() { put(t, root+mozillaDir+"/m.crt", mozilla) }, []string{local}},
+		{func() { put(t, root+localDir+"/b.crt", proxy) }, []string{local, proxy}},
+		{func() { put(t, root+localDir+"/a.crt", proxy+"\n") }, []string{proxy}},
+		{func() { put(t, root+"/bundle", local); bundle = "/bundle" }, []string{proxy, local}},
+		{func() { put(t, root+mozillaDir+"/l.crt", local+proxy) }, nil},
+	} {
+		step.change()
+		for _, when := range []string{"first", "again"} {
+			certs, warnings := h.Extra()
+			var got []string
+			for _, c := range certs {
+				got = append(got, PEM(c))
+			}
+			if diff := cmp.Diff(step.want, got); diff != "" || len(warnings) > 0 {
+				t.Errorf("%s: %v (-want +got):\n%s", when, warnings, diff)
+			}
+		}
+	}
+	// It is what was remembered that is used: a file that seems the same is not read.
+	name := root + localDir + "/a.crt"
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, name, strings.Repeat("x", int(info.Size())))
+	if err := os.Chtimes(name, info.ModTime(), info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if certs, warnings := h.Extra(); len(certs)+len(warnings) > 0 {
+		t.Errorf("%v, %v", certs, warnings)
+	}
+}
+
 func TestHost(t *testing.T) {
 	const odd = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" // no parser takes it
 	mozilla, local, team, proxy, git := certificate(t, "Mozilla"), certificate(t, "Local"), certificate(t, "Team"), certificate(t, "Proxy"), certificate(t, "Git")
@@ -49,13 +104,7 @@ func TestHost(t *testing.T) {
 		"/etc/empty.pem":                 "",
 		"/etc/git.pem":                   git,
 	} {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		put(t, filepath.Join(root, name), text)
 	}
 	env := map[string]string{
 		"SSL_CERT_FILE":       "/etc/bundle.pem",

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -222,6 +223,29 @@ func TestImmediateExitShowsStderr(t *testing.T) {
 	}
 	if err := p.Wait(t.Context()); err == nil {
 		t.Error("Wait reports a clean end")
+	}
+}
+
+// TestHugePages has QEMU's own memory asked for in huge pages, by a C library that
+// knows how, on a kernel that leaves that to programs.
+func TestHugePages(t *testing.T) {
+	mode, err := os.ReadFile("/sys/kernel/mm/transparent_hugepage/enabled")
+	if err != nil || !strings.Contains(string(mode), "[madvise]") {
+		t.Logf("nobody has to ask: %s%v", mode, err)
+		return
+	}
+	m := emptyMachine(shortDir(t))
+	p := start(t, m, realCaps(t))
+	connect(t, p, m)
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", p.ID().PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, heap, _ := strings.Cut(string(maps), "[heap]")
+	_, flags, _ := strings.Cut(heap, "VmFlags:")
+	flags, _, _ = strings.Cut(flags, "\n")
+	if !slices.Contains(strings.Fields(flags), "hg") {
+		t.Errorf("the heap has the flags %q", flags)
 	}
 }
 
