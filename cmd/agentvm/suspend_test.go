@@ -76,8 +76,8 @@ func TestSuspend(t *testing.T) {
 		h.fails(dir, exitFailure, "sleep 600", "snapshot", "create", "busy")
 		end()
 		for _, hidden := range []struct{ hold, holder, end string }{
-			{"sudo mkdir /mnt/w; sudo mount --bind /workspace /mnt/w", "a mount at /mnt/w", "sudo umount /mnt/w"},
-			{"mount --bind /data /mnt/w", "a mount at /mnt/w", "umount /mnt/w"}, // read-only
+			{"sudo mkdir /mnt/w; sudo mount --bind /workspace /mnt/w", "/workspace is in use by a mount at /mnt/w\n", "sudo umount /mnt/w"},
+			{"mount --bind /data /mnt/w", "/data is in use by a mount at /mnt/w\n", "umount /mnt/w"}, // read-only
 			{"unshare --mount sleep 611 >/dev/null 2>&1 </dev/null &", "(sleep 611)", "pkill -f 'sleep 61[1]'"},
 			{"exec 9>/workspace/out; umount --lazy /workspace; sleep 612 >/dev/null 2>&1 </dev/null &", "(sleep 612)",
 				"pkill -f 'sleep 61[2]'; while pgrep -f 'sleep 61[2]'; do sleep 0.1; done; mount -t virtiofs workspace /workspace"},

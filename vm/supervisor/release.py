@@ -41,7 +41,7 @@ def left(tag, readonly):
         except OSError:
             return None  # what is in use can be mounted
         device = os.stat(place).st_dev
-        options = [options for _, at, options in mounts("/proc/self") if at == place]
+        options = [options for _, at, options, _ in mounts("/proc/self") if at == place]
         unmount(place)
     return device if options[-1].split(",")[0] == ("ro" if readonly else "rw") else None
 
@@ -70,20 +70,25 @@ def holders(device, target):
                 yield process
         except OSError:
             pass  # it has ended
+    ours = {place: groups for _, place, _, groups in mounts("/proc/self")}
     for directory, whose in namespaces.values():
-        for number, place, _ in mounts(directory):
+        for number, place, _, groups in mounts(directory):
             below = not whose and place.startswith(target + "/")
-            if below or number == own and (whose or place != target):
+            # What a namespace has that follows ours, as services' do, goes with ours.
+            goes = ours.get(place, set()) & groups if whose else place == target
+            if below or number == own and not goes:
                 yield f"a mount at {place}{whose}"
 
 
 def mounts(directory):
-    """The mounts that a process sees: device number, place, options of the file system."""
+    """The mounts that a process sees: device number, place, options of the file
+    system, and the groups of mounts that change together (mount_namespaces(7))."""
     try:
         with open(directory + "/mountinfo") as f:
             for line in f:
                 fields = line.split()
-                yield fields[2], fields[4].encode().decode("unicode_escape"), fields[-1]
+                groups = {field.partition(":")[2] for field in fields[6 : fields.index("-")] if field.startswith(("shared:", "master:"))}
+                yield fields[2], fields[4].encode().decode("unicode_escape"), fields[-1], groups
     except OSError:
         pass  # it has ended
 
