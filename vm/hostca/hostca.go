@@ -80,9 +80,9 @@ const kind = "host-cas"
 func (h Host) version(files ...[]string) string {
 	var b strings.Builder
 	for _, file := range slices.Concat(files...) {
-		fmt.Fprintf(&b, "%s", file)
+		b.WriteString(file)
 		if info, err := os.Stat(h.path(file)); err == nil {
-			fmt.Fprintf(&b, " %d %d", info.ModTime().UnixNano(), info.Size())
+			b.WriteString(" " + probes.Version(info))
 		}
 		b.WriteByte('\n')
 	}

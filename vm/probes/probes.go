@@ -8,8 +8,10 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/agentvm/agentvm/vm"
 )
@@ -17,7 +19,7 @@ import (
 // Store is the directory that answers are kept in. The empty one keeps nothing.
 type Store string
 
-// Build names the exact build of a program by path, time and size. path must
+// Build names the exact build of a program by path, times and size. path must
 // be absolute and is followed to the file.
 func Build(path string) (string, error) {
 	path, err := filepath.EvalSymlinks(path)
@@ -28,7 +30,17 @@ func Build(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s %d %d", path, info.ModTime().UnixNano(), info.Size()), nil
+	return path + " " + Version(info), nil
+}
+
+// Version differs when a file has been written or replaced. Installers preserve
+// the time of its last modification, and none can that of its last change.
+func Version(info fs.FileInfo) string {
+	version := fmt.Sprint(info.ModTime().UnixNano(), info.Size())
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		version += fmt.Sprint(" ", s.Ctim.Nano(), s.Ino)
+	}
+	return version
 }
 
 // Read fills in the answer that was kept for a kind of question under a key,

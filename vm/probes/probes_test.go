@@ -1,6 +1,7 @@
 package probes
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -43,6 +44,9 @@ func TestBuild(t *testing.T) {
 		func() error { return os.WriteFile(program, []byte("one"), 0o700) },
 		func() error { return os.WriteFile(program, []byte("another"), 0o700) },
 		func() error { return os.Chtimes(program, time.Time{}, time.Unix(1e9, 0)) },
+		func() error { // another of that time and size, as an installer may bring
+			return errors.Join(os.WriteFile(program+".new", []byte("another"), 0o700), os.Chtimes(program+".new", time.Time{}, time.Unix(1e9, 0)), os.Rename(program+".new", program))
+		},
 	} {
 		if err := step(); err != nil {
 			t.Fatal(err)
