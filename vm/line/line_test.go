@@ -101,6 +101,10 @@ func TestListener(t *testing.T) {
 	if want := []string{"one", `two 'ü' \`, "[1mthree"}; !slices.Equal(got, want) {
 		t.Errorf("output %q, want %q", got, want)
 	}
+	got = nil
+	if err := l.Run(t.Context(), Shell(`echo "$# $1 $2"`, "it's", "a \"b\" ü"), keep); err != nil || !slices.Equal(got, []string{`2 it's a "b" ü`}) {
+		t.Errorf("arguments: %v, %q", err, got)
+	}
 	var failed *ProgramError
 	for program, why := range map[string]string{Shell("echo why; exit 7"): "exit code 7", "1/0": "ZeroDivisionError", "not really python": "SyntaxError"} {
 		if err := l.Run(t.Context(), program, nil); !errors.As(err, &failed) || !strings.Contains(failed.Output, why) {

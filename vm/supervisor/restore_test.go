@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/agentvm/agentvm/vm/instance"
+	"github.com/agentvm/agentvm/vm/template"
 )
 
 // clone is the spec of a machine that goes on from a template.
@@ -129,16 +130,16 @@ func stuck(ctx context.Context, _ string, _ func(string)) error {
 func failing(context.Context, string, func(string)) error { return errors.New("no such command") }
 
 func TestMakeTemplate(t *testing.T) {
-	template := func(s *instance.Spec) { s.Template, s.Shares, s.Machine.Shares = true, nil, nil }
+	anonymous := func(s *instance.Spec) { s.Template, s.Shares, s.Machine.Shares = true, nil, nil }
 	w := newWorld()
 	var script string
 	w.line.run = func(_ context.Context, s string, _ func(string)) error { script = s; return nil }
-	l := begin(t, w, func(s *instance.Spec) { template(s); s.Guest.User, s.Guest.Home = "agent", "/home/agent" })
+	l := begin(t, w, func(s *instance.Spec) { anonymous(s); s.Guest.User, s.Guest.Home = "agent", "/home/agent" })
 	if err := l.end(); err != nil {
 		t.Error(err)
 	}
 	s := l.until(instance.Stopped)
-	if !s.Saved || !slices.Equal(*w.machine.did, []string{"save " + instance.SavedDir}) || !strings.HasPrefix(script, `run("user='agent' home='/home/agent'\n`) {
+	if !s.Saved || !slices.Equal(*w.machine.did, []string{"save " + instance.SavedDir}) || script != template.Rest("agent", "/home/agent") {
 		t.Errorf("status %+v, did %q, script %.60q", s, *w.machine.did, script)
 	}
 
@@ -150,7 +151,7 @@ func TestMakeTemplate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld()
 			harm(w)
-			l := begin(t, w, func(s *instance.Spec) { template(s); s.BootTimeout = 200 * time.Millisecond })
+			l := begin(t, w, func(s *instance.Spec) { anonymous(s); s.BootTimeout = 200 * time.Millisecond })
 			if s := l.until(instance.Failed); s.Saved || s.Reason == "" {
 				t.Errorf("status %+v", s)
 			}
