@@ -5,11 +5,8 @@
 // One process, root's, has the host key and the port, and serves nobody. It has
 // a worker that runs as the user and serves all connections. On SIGHUP it reads
 // the host key again and starts another worker; the one before serves its
-// connections to their end.
-//
-// A guest that is saved before it is anybody's has a pipe. What comes by it, once,
-// counts in place of files: the host key and, after it, who may log in for as long
-// as their own file is empty.
+// connections to their end. A host key that is a pipe is waited for: that is how
+// a guest is saved before it is anybody's.
 package main
 
 import (
@@ -32,7 +29,6 @@ import (
 func main() {
 	listen := flag.String("listen", ":22", "address to listen on")
 	hostKey := flag.String("host-key", "/etc/ssh/ssh_host_ed25519_key", "file with the host key")
-	pipe := flag.String("pipe", "/run/sshd.keys", "pipe that keys come by, if it is there; removed once they have come")
 	pidFile := flag.String("pid-file", "/run/sshd.pid", "written when connections are served")
 	shell := flag.String("shell", "", "the user's login shell (default: as in /etc/passwd)")
 	keys := flag.String("authorized-keys", "", "file with the keys that may log in (default: the user's own)")
@@ -46,7 +42,7 @@ func main() {
 	// package os/signal.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	u := login{name: flag.Arg(0), shell: *shell, keys: *keys}
-	run := monitor{u, *listen, *hostKey, *pipe, *pidFile}.run
+	run := monitor{u, *listen, *hostKey, *pidFile}.run
 	if *worker {
 		run = u.serve
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -25,7 +24,6 @@ type monitor struct {
 	login   login
 	listen  string
 	hostKey string
-	pipe    string
 	pidFile string
 }
 
@@ -84,8 +82,8 @@ func (m monitor) port() (*os.File, error) {
 // worker is a process that serves, or waits for its host key.
 type worker struct {
 	cmd     *exec.Cmd
-	keys    io.WriteCloser
-	ready   chan struct{} // closed when all that it lacks is keys
+	key     io.WriteCloser
+	ready   chan struct{} // closed when all that it lacks is the key
 	serves  chan struct{} // closed when it does
 	drained chan struct{} // closed when it accepts no more connections
 }
@@ -121,7 +119,7 @@ func (m monitor) start(port *os.File) (*worker, error) {
 		}
 	}
 	w := &worker{cmd: cmd, ready: make(chan struct{}), serves: make(chan struct{}), drained: make(chan struct{})}
-	if w.keys, err = cmd.StdinPipe(); err != nil {
+	if w.key, err = cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
 	says, err := cmd.StdoutPipe()
@@ -158,18 +156,14 @@ func (m monitor) giveKey(w *worker) error {
 	case <-w.drained:
 		return errNotServing
 	}
-	keys, err := os.ReadFile(m.pipe)
-	if errors.Is(err, fs.ErrNotExist) {
-		keys, err = os.ReadFile(m.hostKey)
-	}
+	key, err := os.ReadFile(m.hostKey)
 	if err != nil {
 		return err
 	}
-	if _, err := w.keys.Write(keys); err != nil {
+	if _, err := w.key.Write(key); err != nil {
 		return err
 	}
-	w.keys.Close()
-	os.Remove(m.pipe)
+	w.key.Close()
 	select {
 	case <-w.serves:
 		return nil

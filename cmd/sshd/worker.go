@@ -1,14 +1,12 @@
 package main
 
 import (
-	"encoding/pem"
 	"fmt"
 	"io"
 	"math"
 	"net"
 	"os"
 	"os/signal"
-	"sync/atomic"
 
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
@@ -54,16 +52,15 @@ func (u login) serve() error {
 		fmt.Fprintln(os.Stderr, "rehearse a login:", err) // the first one takes longer
 	}
 	fmt.Println(ready)
-	told, err := readAll(os.Stdin, drain)
-	if err != nil || told == nil {
+	pem, err := readAll(os.Stdin, drain)
+	if err != nil || pem == nil {
 		return err
 	}
-	key, err := gossh.ParsePrivateKey(told)
+	key, err := gossh.ParsePrivateKey(pem)
 	if err != nil {
 		return fmt.Errorf("host key: %w", err)
 	}
-	_, authorized := pem.Decode(told)
-	server := &sshd.Server{User: user, HostKey: key, AuthorizedKeys: authorizedKeys(keys, authorized)}
+	server := &sshd.Server{User: user, HostKey: key, AuthorizedKeys: func() ([]byte, error) { return os.ReadFile(keys) }}
 	over := make(chan error, 1)
 	go func() { over <- server.Serve(l) }()
 	fmt.Println(serves)
@@ -75,22 +72,6 @@ func (u login) serve() error {
 	}
 	server.Wait()
 	return err
-}
-
-// authorizedKeys returns what reads a file, or is told in its place until the file
-// has something for the first time.
-func authorizedKeys(file string, told []byte) func() ([]byte, error) {
-	var counts atomic.Bool
-	return func() ([]byte, error) {
-		keys, err := os.ReadFile(file)
-		if len(keys) > 0 {
-			counts.Store(true)
-		}
-		if len(told) > 0 && !counts.Load() {
-			return told, nil
-		}
-		return keys, err
-	}
 }
 
 // readAll returns nothing when the worker is told to drain before all is there.

@@ -79,14 +79,18 @@ func (e *ProgramError) Error() string { return "the guest's program failed: " + 
 func Shell(script string, args ...string) string {
 	words := []string{}
 	for _, s := range append([]string{script}, args...) {
-		words = append(words, strconv.QuoteToASCII(s)) // its escapes are Python's too
+		words = append(words, quote(s))
 	}
 	return "run(" + strings.Join(words, ", ") + ")"
 }
 
-// Meet is a program for a guest that is about to be saved, and whose SSH server
-// waits for its host key. Clone finds done what can be done before.
-const Meet = "new_boot()\nmeet_sshd()"
+// MeetServer returns a program for a guest whose SSH server waits for its host
+// key, and who may log in is still to be written to a file. Clone then finds both open.
+func MeetServer(authorizedKeysFile string) string {
+	return "meet_sshd(" + quote(authorizedKeysFile) + ")"
+}
+
+func quote(s string) string { return strconv.QuoteToASCII(s) } // its escapes are Python's too
 
 // Line is an open line. Its methods must not be called at the same time.
 type Line struct {

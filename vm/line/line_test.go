@@ -150,16 +150,17 @@ func TestListenerBeginsServer(t *testing.T) {
 	t.Parallel()
 	l, _ := listener(t)
 	dir := t.TempDir()
-	pipe := filepath.Join(dir, "pipe")
-	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+	who, pipe := filepath.Join(dir, "it's who"), filepath.Join(dir, "pipe")
+	if err := errors.Join(os.WriteFile(who, nil, 0o600), syscall.Mkfifo(pipe, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	found := make(chan string, 1)
+	found := make(chan [2]string, 1)
 	go func() {
-		keys, _ := os.ReadFile(pipe) // up to its end
-		found <- string(keys)
+		key, _ := os.ReadFile(pipe) // up to its end
+		file, _ := os.ReadFile(who)
+		found <- [2]string{string(file), string(key)}
 	}()
-	meet := fmt.Sprintf("sshd_keys = %q\nmeet_sshd()", pipe)
+	meet := fmt.Sprintf("host_key = %q\n%s", pipe, MeetServer(who))
 	deadline := time.Now().Add(10 * time.Second)
 	for err := l.Run(t.Context(), meet, nil); err != nil; err = l.Run(t.Context(), meet, nil) {
 		if time.Now().After(deadline) {
@@ -174,7 +175,7 @@ func TestListenerBeginsServer(t *testing.T) {
 	if err := l.Run(t.Context(), `begin_sshd("who\n", "key\n")`, nil); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := <-found, "key\nwho\n"; got != want {
+	if got, want := <-found, [2]string{"who\n", "key\n"}; got != want {
 		t.Errorf("it found %q, want %q", got, want)
 	}
 }

@@ -51,13 +51,11 @@ def name_it(guest):
 
 
 def new_boot():
-    """The kernel never changes the id of a boot. A file over it can be changed."""
-    hidden = os.path.exists("/run/boot_id")
+    """The id of this boot is the template's, and the kernel never changes it."""
     fd = os.open("/proc/sys/kernel/random/uuid", os.O_RDONLY | os.O_CLOEXEC)
     write("/run/boot_id", os.read(fd, 64).decode())
     os.close(fd)
-    if not hidden:
-        mount("/run/boot_id", "/proc/sys/kernel/random/boot_id", "", 4096)  # MS_BIND
+    mount("/run/boot_id", "/proc/sys/kernel/random/boot_id", "", 4096)  # MS_BIND
 
 
 def restart_sshd():
@@ -73,32 +71,31 @@ def restart_sshd():
     raise TimeoutError("sshd does not serve with its new key")
 
 
-# A boot finds sshd's keys in files. A template's sshd gets them by a pipe first: an
-# emulated guest takes long for its first write to a disk.
+# A boot finds sshd's host key in a file. A template's sshd reads it from a pipe.
 host_key = "/etc/ssh/ssh_host_ed25519_key"
-sshd_keys = "/run/sshd.keys"
 waiting_sshd = None
 
 
-def meet_sshd():
-    """Opening the pipe wakes sshd, which then waits in reading it. So it is opened
-    before the template is saved."""
+def meet_sshd(authorized_keys_file):
+    """Opens what sshd lacks before the template is saved. Opening the pipe wakes
+    sshd, which then waits in reading it."""
     global waiting_sshd
-    waiting_sshd = os.open(sshd_keys, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    waiting_sshd = (
+        os.open(authorized_keys_file, os.O_WRONLY | os.O_CLOEXEC),
+        os.open(host_key, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC),
+    )
 
 
-def begin_sshd(authorized_keys, key):
-    os.write(waiting_sshd, (key + authorized_keys).encode())
-    os.close(waiting_sshd)
+def begin_sshd(*texts):
+    for fd, text in zip(waiting_sshd, texts):
+        os.write(fd, text.encode())
+        os.close(fd)
 
 
-def keep_keys(guest, authorized_keys, key):
-    """The files are there, so their owners and modes stay. ext4 would write one to
-    the disk at once that is renamed over another, and a disk without keys boots
-    all the same."""
-    write(guest["authorized_keys_file"], authorized_keys)
-    write(host_key, key, 0o600)
-    write(host_key + ".pub", guest["host_key_public"] + "\n")
+def keep_key(key, public):
+    write(host_key + ".new", key, 0o600)
+    os.rename(host_key + ".new", host_key)  # in place of the link to the pipe
+    write(host_key + ".pub", public + "\n")
 
 
 @functools.cache
@@ -127,12 +124,15 @@ def settle_later():
 
 def clone(told, authorized_keys, key):
     """Makes the guest a machine of its own."""
-    # The login comes first.
+    # Who may log in comes first: a login finds it. The file exists, so its owner
+    # and mode stay.
     if waiting_sshd:
         begin_sshd(authorized_keys, key)
         say("login")
     guest = json.loads(told)
-    keep_keys(guest, authorized_keys, key)
+    if not waiting_sshd:
+        write(guest["authorized_keys_file"], authorized_keys)
+    keep_key(key, guest["host_key_public"])
     if not waiting_sshd:
         restart_sshd()
         say("login")

@@ -2,6 +2,7 @@ package template
 
 import (
 	_ "embed"
+	"path"
 
 	"github.com/agentvm/agentvm/vm/line"
 )
@@ -11,4 +12,6 @@ var rest string
 
 // Rest returns a program for the guest's end of the line that brings a freshly
 // booted guest to the state that a template is saved in. user logs in to it.
-func Rest(user, home string) string { return line.Shell(rest, user, home) + "\n" + line.Meet }
+func Rest(user, home string) string {
+	return line.Shell(rest, user, home) + "\n" + line.MeetServer(path.Join(home, ".ssh/authorized_keys"))
+}

@@ -24,11 +24,14 @@ rm -f /run/cloud-init/result.json
 echo '{"v1": {"datasource": null, "errors": []}}' >/run/cloud-init/result.json
 install -d -m 700 -o "$user" -g "$user" "$home"/.ssh
 install -m 600 -o "$user" -g "$user" /dev/null "$home"/.ssh/authorized_keys
-# sshd starts, and waits in opening the pipe that keys come by, which each clone
-# has its own of.
+# sshd starts, and waits in opening its host key, which each clone has its own
+# of. The pipe is in memory: a disk that loses the key boots all the same.
+key=/etc/ssh/ssh_host_ed25519_key
 systemctl stop ssh.service
-truncate -s 0 /etc/ssh/ssh_host_ed25519_key /etc/ssh/ssh_host_ed25519_key.pub
-mkfifo -m 600 /run/sshd.keys
+mkfifo -m 600 /run/ssh_host_key
+ln -sf /run/ssh_host_key $key
+rm $key.pub
+touch $key.pub
 systemctl start --no-block ssh.service
 until cat "/proc/$(systemctl show -P MainPID ssh.service)"/task/*/wchan | grep -q wait_for_partner; do sleep 0.1; done
 sync
@@ -37,8 +40,6 @@ for program in /usr/lib/guest/sshd /bin/bash /bin/sh; do
 	echo "$program"
 	ldd "$program" | grep -o '/[^ ]*' || : # the first has none
 done | sort -u | xargs cat >/dev/null
-# What a clone writes is found without reading the disk.
-cat "$home"/.ssh/authorized_keys /etc/ssh/ssh_host_ed25519_key* /etc/hostname /etc/machine-id >/dev/null
 # Events of what is plugged in wait until the machine is in use (package line).
 # The kernel has it working without; the rules of udev are programs to translate.
 udevadm control --stop-exec-queue
