@@ -174,12 +174,16 @@ func (m *Manager) templateKey(ctx context.Context, plan plan, cfg cloudinit.Conf
 	if err != nil {
 		return "", err
 	}
+	files, err := seed.Render()
+	if err != nil {
+		return "", err
+	}
 	text, err := json.Marshal(map[string]any{
 		"format": []int{template.Format, saved.Format}, "hardware": hardware,
 		// The files' digests too: an image that was built anew has another disk
 		// under the same id, and the template's memory remembers the old one.
 		"image": plan.image.ID, "files": plan.image.Manifest.Files, "disk": plan.spec.Disk,
-		"seed": seed, "rest": template.Rest(plan.spec.Guest.User, plan.spec.Guest.Home),
+		"seed": files.InstanceID, "rest": template.Rest(plan.spec.Guest.User, plan.spec.Guest.Home),
 	})
 	if err != nil {
 		return "", err

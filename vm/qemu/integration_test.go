@@ -229,14 +229,17 @@ func TestImmediateExitShowsStderr(t *testing.T) {
 // TestHugePages has QEMU's own memory asked for in huge pages, by a C library that
 // knows how, on a kernel that leaves that to programs.
 func TestHugePages(t *testing.T) {
-	mode, err := os.ReadFile("/sys/kernel/mm/transparent_hugepage/enabled")
-	if err != nil || !strings.Contains(string(mode), "[madvise]") {
-		t.Logf("nobody has to ask: %s%v", mode, err)
-		return
-	}
 	m := emptyMachine(shortDir(t))
 	p := start(t, m, realCaps(t))
 	connect(t, p, m)
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.ID().PID))
+	if err != nil || !strings.Contains(string(environ), "GLIBC_TUNABLES=glibc.malloc.hugetlb=1\x00") {
+		t.Errorf("%q, %v", environ, err)
+	}
+	mode, err := os.ReadFile("/sys/kernel/mm/transparent_hugepage/enabled")
+	if err != nil || !strings.Contains(string(mode), "[madvise]") {
+		return // nobody has to ask, or nobody gets any
+	}
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", p.ID().PID))
 	if err != nil {
 		t.Fatal(err)

@@ -32,7 +32,7 @@ type Options struct {
 // huge pages, where the kernel lets a process ask for them, that is tens of page
 // faults and not thousands
 // (https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html).
-var environ = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"}
+var environ = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"}
 
 // Process is a running QEMU. The kernel kills it when the process that
 // started it ends, however that ends.
