@@ -134,6 +134,10 @@ func (h *host) claimedMachine(dir string) {
 	if got, err := os.ReadFile(filepath.Join(dir, "out")); string(got) != "of the guest\n" {
 		h.t.Errorf("out: %q, %v", got, err)
 	}
+	// It has rehearsed, and nothing of that is left.
+	if got := h.guest(dir, "ls -d /run/rehearsal 2>/dev/null; grep -c virtiofs /proc/mounts"); got != "1\n" {
+		h.t.Errorf("in the guest: %q", got)
+	}
 	if v := h.status(dir); !v.Restored || v.Processes["virtiofsd-workspace"] == 0 || v.Name != name {
 		h.t.Errorf("status %+v", v)
 	}

@@ -50,6 +50,7 @@ var startPhases = map[string]string{
 	"resume":     "running again",
 	"login":      "guest is awake",
 	"clone":      "guest is its own machine",
+	"rehearsal":  "claim rehearsed",
 }
 
 // phaseLog tells each new phase of a Status once.

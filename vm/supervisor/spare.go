@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -86,9 +85,7 @@ func (s *Supervisor) makeSpare(life context.Context) (Line, error) {
 		return nil, failedRestore(err)
 	}
 	if _, _, err = s.wake(ctx, l, 0, s.useUp); err == nil {
-		// The first command is slow: what it needs is read, and emulated code
-		// translated. So it runs while nobody waits for it.
-		_, err = s.guest.Run(ctx, "exec env true", io.Discard)
+		err = s.rehearse(ctx, l)
 	}
 	if err == nil {
 		err = s.machine.Pause(ctx)

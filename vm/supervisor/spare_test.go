@@ -66,7 +66,9 @@ func TestSpare(t *testing.T) {
 	var programs []string
 	w.line.run = func(_ context.Context, p string, each func(string)) error {
 		programs = append(programs, p)
-		each("login")
+		if strings.HasPrefix(p, "become ") {
+			each("login")
+		}
 		return nil
 	}
 	w.line.closed = sync.OnceFunc(func() { *w.machine.did = append(*w.machine.did, "hang up") })
@@ -79,9 +81,13 @@ func TestSpare(t *testing.T) {
 	if s := l.until(instance.Spare); s.Restoring {
 		t.Error("one that waits is being restored for ever")
 	}
-	// One command has run before, so that its claimer's is not the first.
-	if want := []string{"resume", "run exec env true", "pause"}; !slices.Equal(*w.machine.did, want) {
-		t.Errorf("the machine did %q, want %q", *w.machine.did, want)
+	// It has met a share and run a command before, so that its claimer's are not the first.
+	rehearsed := []string{"resume", "plug 0 rehearsal", "run cd /run/rehearsal && exec env true", "unplug 0", "pause"}
+	if !slices.Equal(*w.machine.did, rehearsed) {
+		t.Errorf("the machine did %q, want %q", *w.machine.did, rehearsed)
+	}
+	if _, err := os.Stat(l.inst.Path("rehearsal")); !os.IsNotExist(err) {
+		t.Errorf("the directory of the rehearsal is left: %v", err)
 	}
 	old := l.inst
 	l.inst = claimant(t, l, "seed of mine")
@@ -97,15 +103,15 @@ func TestSpare(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := l.until(instance.Ready)
-	if !s.Restored || s.Restoring || s.Children["qemu"].PID == 0 || s.Children["virtiofsd-workspace"].PID == 0 {
+	if !s.Restored || s.Restoring || len(s.Children) != 2 || s.Children["qemu"].PID == 0 || s.Children["virtiofsd-workspace"].PID == 0 {
 		t.Errorf("status %+v", s)
 	}
 	// What the guest has left for later is not left until provisioning is over.
-	did := slices.DeleteFunc(slices.Clone(*w.machine.did), func(what string) bool { return strings.HasPrefix(what, "run ") && !strings.Contains(what, "setup") })
-	if len(did) != 6 || !slices.Equal(did[:5], []string{"resume", "pause", "resume", "plug 0 workspace", "hang up"}) || !strings.Contains(did[5], "setup") {
+	did := slices.DeleteFunc((*w.machine.did)[len(rehearsed):], func(what string) bool { return strings.HasPrefix(what, "run ") && !strings.Contains(what, "setup") })
+	if len(did) != 4 || !slices.Equal(did[:3], []string{"resume", "plug 0 workspace", "hang up"}) || !strings.Contains(did[3], "setup") {
 		t.Errorf("the machine did %q", did)
 	}
-	if want := []string{`become "test"`, `become "mine"`}; !slices.Equal(programs, want) {
+	if want := []string{`become "test"`, rehearseMount, rehearseEnd, `become "mine"`}; !slices.Equal(programs, want) {
 		t.Errorf("programs %q, want %q", programs, want)
 	}
 	if spec, err := l.inst.Spec(); err != nil || spec.Name != "mine" {
@@ -206,7 +212,7 @@ func TestClaimFails(t *testing.T) {
 		alter   func(*world)
 		restore bool
 	}{
-		"the guest fails":       {func(w *world) { w.line.run = failSecond(errors.New("no")) }, true},
+		"the guest fails":       {func(w *world) { w.line.run = failClaim(errors.New("no")) }, true},
 		"a share is not served": {func(w *world) { w.shareErr = errors.New("no such directory") }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -225,14 +231,61 @@ func TestClaimFails(t *testing.T) {
 	}
 }
 
-// failSecond is a line whose first program succeeds and whose second fails.
-func failSecond(err error) func(context.Context, string, func(string)) error {
-	runs := 0
-	return func(_ context.Context, _ string, each func(string)) error {
-		if runs++; runs > 1 {
+// failClaim is a line whose second machine fails to become one.
+func failClaim(err error) func(context.Context, string, func(string)) error {
+	machines := 0
+	return func(_ context.Context, p string, each func(string)) error {
+		if !strings.HasPrefix(p, "become ") {
+			return nil
+		}
+		if machines++; machines > 1 {
 			return err
 		}
 		each("login")
 		return nil
+	}
+}
+
+// TestRehearsalFails: what a claim would fail of ends the machine before it waits.
+func TestRehearsalFails(t *testing.T) {
+	for why, alter := range map[string]func(*world){
+		"no such program": func(w *world) { w.rehearsalErr = errors.New("no such program") },
+		"not mounted": func(w *world) {
+			w.line.run = func(_ context.Context, p string, each func(string)) error {
+				each(map[bool]string{true: "login", false: "warning: not mounted"}[strings.HasPrefix(p, "become ")])
+				return nil
+			}
+		},
+		"exit code 2: cd: no": func(w *world) {
+			<-w.guests
+			w.guests <- fakeGuest{mortal: newMortal(), run: func(_ string, out io.Writer) (int, error) {
+				_, err := io.WriteString(out, "cd: no")
+				return 2, err
+			}}
+		},
+		"busy": func(w *world) {
+			w.line.run = func(_ context.Context, p string, each func(string)) error {
+				if p == rehearseEnd {
+					return errors.New("busy")
+				}
+				if strings.HasPrefix(p, "become ") {
+					each("login")
+				}
+				return nil
+			}
+		},
+		"the guest refused": func(w *world) { w.machine.keeps = true },
+	} {
+		t.Run(why, func(t *testing.T) {
+			w := newWorld()
+			alter(w)
+			l := begin(t, w, spare(t))
+			if s := l.until(instance.Failed); !strings.Contains(s.Reason, "rehearse a claim: ") || !strings.Contains(s.Reason, why) {
+				t.Errorf("failed of %q", s.Reason)
+			}
+			if _, err := os.Stat(l.inst.Path("rehearsal")); !os.IsNotExist(err) {
+				t.Errorf("the directory of the rehearsal is left: %v", err)
+			}
+		})
 	}
 }

@@ -81,7 +81,7 @@ func (m fakeMachine) Save(_ context.Context, dir string) (bool, error) {
 	return m.mortally, saved.SealImage(dir)
 }
 
-// fakeLine answers scripts with run; nil: it knows nothing but the login.
+// fakeLine answers programs and calls with run; nil: calls log in, programs say nothing.
 type fakeLine struct {
 	run    func(ctx context.Context, script string, each func(string)) error
 	closed func() // nil: nothing
@@ -96,15 +96,18 @@ func (l fakeLine) Close() error {
 }
 
 func (l fakeLine) Run(ctx context.Context, script string, each func(string)) error {
-	if l.run != nil {
-		return l.run(ctx, script, each)
+	if l.run == nil {
+		return nil
 	}
-	each("login")
-	return nil
+	return l.run(ctx, script, each)
 }
 
 func (l fakeLine) Call(ctx context.Context, c line.Call, each func(string)) error {
-	return l.Run(ctx, c.Function+" "+string(c.Data), each)
+	if l.run == nil {
+		each("login")
+		return nil
+	}
+	return l.run(ctx, c.Function+" "+string(c.Data), each)
 }
 
 func (m fakeMachine) Kill() error { m.die(errors.New("killed")); return nil }
@@ -158,16 +161,17 @@ func (fakeNetwork) Close() error                                { return nil }
 
 // world is a set of pieces whose fate the test decides.
 type world struct {
-	share    fakeShare
-	machine  fakeMachine
-	guests   chan fakeGuest // handed out one a login; empty: the login hangs
-	line     fakeLine
-	shareErr error
-	qemuErr  error
-	again    []fakeMachine // what is started after the first, where that is another; none: it fails
-	started  int
-	starting func() // as the machine is started again
-	anew     bool   // each start of a share gives another one
+	share        fakeShare
+	machine      fakeMachine
+	guests       chan fakeGuest // handed out one a login; empty: the login hangs
+	line         fakeLine
+	shareErr     error // of the machine's own
+	rehearsalErr error
+	qemuErr      error
+	again        []fakeMachine // what is started after the first, where that is another; none: it fails
+	started      int
+	starting     func() // as the machine is started again
+	anew         bool   // each start of a share gives another one
 
 	devices    *fakeDevices
 	devicesErr error
@@ -182,7 +186,10 @@ func newWorld() *world {
 func (w *world) Network(context.Context, instance.Spec, string, string) (Network, error) {
 	return fakeNetwork{}, nil
 }
-func (w *world) Share(context.Context, instance.Spec, instance.Share, string, string) (Share, error) {
+func (w *world) Share(_ context.Context, _ instance.Spec, sh instance.Share, _, _ string) (Share, error) {
+	if sh.Tag == rehearsal.Tag {
+		return fakeShare{newMortal()}, w.rehearsalErr
+	}
 	if w.anew {
 		return fakeShare{newMortal()}, w.shareErr
 	}

@@ -1,0 +1,84 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/agentvm/agentvm/vm"
+	"github.com/agentvm/agentvm/vm/instance"
+)
+
+// rehearsal is the share of a rehearsal: an empty directory, where the guest
+// finds its own first one later.
+var rehearsal = instance.Share{Tag: "rehearsal", Target: "/run/rehearsal", ReadOnly: true}
+
+// Programs of the guest's end of the line, for both ends of a rehearsal.
+const (
+	rehearseMount = `mount_shares({"home": "", "shares": [{"tag": "rehearsal", "target": "/run/rehearsal", "readonly": True}]})`
+	rehearseEnd   = `
+if libc.umount2(b"/run/rehearsal", 0) != 0:
+    raise OSError(ctypes.get_errno(), "unmount")
+os.rmdir("/run/rehearsal")
+`
+)
+
+// rehearse has a guest that is nobody's do what it will be asked for when it is
+// claimed: find a share that is plugged in, mount it, and run a command in it. The
+// first time is slow, since what is needed is read, and emulated code translated. So it
+// comes while nobody waits, and leaves nothing that a guest can be seen to have done.
+func (s *Supervisor) rehearse(ctx context.Context, l Line) (err error) {
+	defer s.trace("rehearsal", time.Now())
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("rehearse a claim: %w", err)
+		}
+	}()
+	sh := rehearsal
+	sh.Source = s.inst.Path(sh.Tag)
+	if err := os.Mkdir(sh.Source, 0o755); err != nil { // whoever serves it may be another user
+		return err
+	}
+	defer os.Remove(sh.Source)
+	socket := s.socket(sh.Tag + ".sock")
+	defer os.Remove(socket)
+	served, err := s.parts.Share(ctx, s.spec, sh, socket, s.inst.Path("virtiofsd-"+sh.Tag+".log"))
+	if err != nil {
+		return err
+	}
+	process := "virtiofsd-" + sh.Tag
+	s.child(process, served.Process())
+	defer func() {
+		err = errors.Join(err, served.Stop())
+		s.change(func(st *instance.Status) { delete(st.Children, process) })
+	}()
+	if err := s.machine.Plug(ctx, 0, vm.Share{Tag: sh.Tag, Socket: socket}); err != nil {
+		return err
+	}
+	var missed []string
+	if err := l.Run(ctx, rehearseMount, func(text string) { missed = append(missed, text) }); err != nil {
+		return err
+	}
+	if len(missed) > 0 {
+		return errors.New(strings.Join(missed, "; "))
+	}
+	if err := s.rehearseCommand(ctx, sh.Target); err != nil {
+		return err
+	}
+	if err := l.Run(ctx, rehearseEnd, nil); err != nil {
+		return err
+	}
+	return s.machine.Unplug(ctx, 0)
+}
+
+func (s *Supervisor) rehearseCommand(ctx context.Context, dir string) error {
+	var out head
+	code, err := s.guest.Run(ctx, "cd "+dir+" && exec env true", &out)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("a command in it ended with exit code %d: %s", code, plain(lastLine(out.String())))
+	}
+	return err
+}
