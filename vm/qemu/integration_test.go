@@ -21,7 +21,7 @@ import (
 	"github.com/agentvm/agentvm/vm/testenv"
 )
 
-func realCaps(t *testing.T) Caps {
+func realCaps(t testing.TB) Caps {
 	t.Helper()
 	testenv.RequireQEMU(t)
 	caps, err := Probe(t.Context(), Binary, "")
@@ -32,7 +32,7 @@ func realCaps(t *testing.T) Caps {
 }
 
 // shortDir is a directory whose path leaves room for a socket's name.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "q")
 	if err != nil {

@@ -24,7 +24,7 @@ func SaveState(ctx context.Context, mon qmp.Monitor, uri string) error {
 	if err := Execute(ctx, mon, "migrate", map[string]any{"uri": uri}, nil); err != nil {
 		return err
 	}
-	return migrated(ctx, mon)
+	return Migrated(ctx, mon)
 }
 
 // LoadState reads what SaveState wrote, into a machine that was started with
@@ -46,7 +46,7 @@ func LoadState(ctx context.Context, mon qmp.Monitor, uri string, send func() err
 	if err := send(); err != nil {
 		return err
 	}
-	return migrated(ctx, mon)
+	return Migrated(ctx, mon)
 }
 
 func setIgnoreShared(ctx context.Context, mon qmp.Monitor) error {
@@ -61,8 +61,8 @@ func setIgnoreShared(ctx context.Context, mon qmp.Monitor) error {
 // question takes.
 const migrationPoll = 2 * time.Millisecond
 
-// migrated waits for the end of the migration under way.
-func migrated(ctx context.Context, mon qmp.Monitor) error {
+// Migrated waits for the end of the migration under way.
+func Migrated(ctx context.Context, mon qmp.Monitor) error {
 	tick := time.NewTicker(migrationPoll)
 	defer tick.Stop()
 	for {
