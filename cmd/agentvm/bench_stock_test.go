@@ -48,9 +48,11 @@ func stockImage(b *testing.B) (dir string) {
 	return dir
 }
 
-// stockTimes are counted from the start of QEMU.
+// stockTimes are what the stock guest takes.
 type stockTimes struct {
-	login, finished time.Duration
+	login, finished time.Duration // from the start of QEMU
+	qemu            time.Duration // a QEMU with nothing to run, until its monitor answers
+	handshake       time.Duration // of SSH, login included, when the boot is long over
 	analyze         string
 }
 
@@ -94,6 +96,8 @@ func bootStock(b *testing.B, image string, m vm.Machine) stockTimes {
 	if err != nil {
 		b.Fatal(err)
 	}
+	var times stockTimes
+	times.qemu = idleStart(b, m, caps)
 	begun := time.Now()
 	process, err := qemu.Start(ctx, argv, qemu.Options{})
 	if err != nil {
@@ -108,13 +112,14 @@ func bootStock(b *testing.B, image string, m vm.Machine) stockTimes {
 		}
 	}()
 	signer, public := parseKey(b, key), parseKey(b, hostKey).PublicKey()
-	client, err := ssh.Connect(ctx, dial, ssh.Config{User: lifecycle.GuestUser, Key: signer, HostKey: public})
+	cfg := ssh.Config{User: lifecycle.GuestUser, Key: signer, HostKey: public, Emulated: m.Accel == vm.AccelTCG}
+	client, err := ssh.Connect(ctx, dial, cfg)
 	if err != nil {
 		console, _ := os.ReadFile(m.Console)
 		b.Fatalf("stock guest: %v\n%s\n%s", err, process.Stderr(), console[max(0, len(console)-2000):])
 	}
 	defer client.Close()
-	times := stockTimes{login: time.Since(begun)}
+	times.login = time.Since(begun)
 	run := func(script string) string {
 		var out bytes.Buffer
 		if _, err := client.Run(ctx, ssh.Command{Argv: []string{"sh", "-c", script}, Stdout: &out}); err != nil {
@@ -125,6 +130,13 @@ func bootStock(b *testing.B, image string, m vm.Machine) stockTimes {
 	run("while [ ! -e /run/cloud-init/result.json ]; do sleep 0.2; done")
 	times.finished = time.Since(begun)
 	times.analyze = run("for i in 1 2 3 4 5 6 7 8 9; do systemd-analyze time 2>/dev/null && break; sleep 2; done | head -1")
+	times.handshake = median(b, func() (end func()) {
+		again, err := ssh.Connect(ctx, dial, cfg)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return func() { again.Close() }
+	})
 	return times
 }
 

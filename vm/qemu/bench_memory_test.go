@@ -255,4 +255,3 @@ func loadStream(ctx context.Context, m *benchMachine, dir string) error {
 	}
 	return qmp.Migrated(ctx, m.mon)
 }
-
