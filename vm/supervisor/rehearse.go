@@ -29,7 +29,7 @@ os.rmdir("/run/rehearsal")
 // rehearse has a guest that is nobody's do what it will be asked for when it is
 // claimed: find a share that is plugged in, mount it, and run a command in it. The
 // first time is slow, since what is needed is read, and emulated code translated. So it
-// comes while nobody waits, and leaves nothing that a guest can be seen to have done.
+// comes while nobody waits, and leaves nothing but lines in the kernel's log.
 func (s *Supervisor) rehearse(ctx context.Context, l Line) (err error) {
 	defer s.trace("rehearsal", time.Now())
 	defer func() {
@@ -39,7 +39,7 @@ func (s *Supervisor) rehearse(ctx context.Context, l Line) (err error) {
 	}()
 	sh := rehearsal
 	sh.Source = s.inst.Path(sh.Tag)
-	if err := os.Mkdir(sh.Source, 0o755); err != nil { // whoever serves it may be another user
+	if err := os.Mkdir(sh.Source, 0o700); err != nil {
 		return err
 	}
 	defer os.Remove(sh.Source)
