@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -114,18 +115,48 @@ func TestFullDisk(t *testing.T) {
 	h := newHost(t)
 	dir := h.project("p", "version: 1\nresources: {memory: 512MiB}\n")
 	h.must(dir, "image", "build")
-	state := filepath.Join(h.home, "state")
-	if err := os.MkdirAll(state, 0o711); err != nil {
-		t.Fatal(err)
+	// small has act work with a directory that has room for so much.
+	small := func(t *testing.T, dir, size string, act func()) {
+		t.Helper()
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=711,size="+size); err != nil {
+			testenv.Unavailable(t, "needs a small file system: %v", err)
+		}
+		act()
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := syscall.Mount("tmpfs", state, "tmpfs", 0, "size=16m,mode=711"); err != nil {
-		testenv.Unavailable(t, "needs a small file system: %v", err)
-	}
-	o := h.runIn(dir, "", "up", "--cold")
-	if err := syscall.Unmount(state, 0); err != nil {
-		t.Fatal(err)
-	}
-	if o.code != exitHost || !strings.Contains(o.stderr, "MiB free") || !strings.Contains(o.stderr, "hint:") {
-		t.Errorf("exit code %d\n%s", o.code, o.stderr)
-	}
+	t.Run("for machines", func(t *testing.T) {
+		small(t, filepath.Join(h.home, "state"), "16m", func() {
+			o := h.runIn(dir, "", "up", "--cold")
+			if o.code != exitHost || !strings.Contains(o.stderr, "MiB free") || !strings.Contains(o.stderr, "hint:") {
+				t.Errorf("exit code %d\n%s", o.code, o.stderr)
+			}
+		})
+	})
+	t.Run("for templates", func(t *testing.T) {
+		h.ownTemplates()
+		small(t, h.templateDir(), "640m", func() {
+			filler := filepath.Join(h.templateDir(), "filler")
+			o := h.when(dir, "QEMU (", func(*os.Process) {
+				if out, err := exec.Command("fallocate", "-l", "560m", filler).CombinedOutput(); err != nil {
+					t.Errorf("%v: %s", err, out)
+				}
+			}, "up")
+			if o.code != 0 || !strings.Contains(o.stderr, "there is no template for it") || !strings.Contains(o.stderr, "no space left") || !strings.Contains(o.stderr, "is ready after") {
+				t.Errorf("exit code %d\n%s", o.code, o.stderr)
+			}
+			h.must(dir, "down")
+			if err := os.Remove(filler); err != nil {
+				t.Error(err)
+			}
+			left, _ := filepath.Glob(filepath.Join(h.templateDir(), "*", "*"))
+			if list := h.templates(); len(list)+len(left) > 0 {
+				t.Errorf("left: %+v, %q", list, left)
+			}
+		})
+	})
 }

@@ -354,6 +354,20 @@ func TestTemplateKilled(t *testing.T) {
 			}
 		})
 	}
+	t.Run("to be deleted while a machine starts from it", func(t *testing.T) {
+		o := h.when(dir, "memory loaded", func(up *os.Process) {
+			signal(syscall.SIGSTOP)(up) // it holds the template for as long as the test takes
+			h.fails(h.home, exitUsage, "is in use", "template", "rm", before[0].ID)
+			signal(syscall.SIGCONT)(up)
+		}, "up")
+		if o.code != 0 || !strings.Contains(o.stderr, "is restored after") {
+			t.Errorf("exit code %d\n%s", o.code, o.stderr)
+		}
+		h.must(dir, "down")
+		if list := h.templates(); len(list) != 1 || list[0].ID != before[0].ID {
+			t.Errorf("templates: %+v", list)
+		}
+	})
 	used := h.templates()[0].Used
 	if c := h.up(dir, "--cold"); c.Restored || !h.templates()[0].Used.Equal(used) {
 		t.Error("--cold has used the template")
