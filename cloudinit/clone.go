@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/line"
 )
 
@@ -93,7 +94,7 @@ func named(cfg Config) (clone, error) {
 		c.GitConfig = f.Content
 	}
 	for _, words := range cfg.prepareHome() {
-		c.Home = shellWords(words[slices.Index(words, "sh"):])
+		c.Home = vm.ShellCommand(words[slices.Index(words, "sh"):]...)
 	}
 	for _, m := range cfg.Mounts {
 		c.Shares = append(c.Shares, cloneShare(m))
@@ -114,12 +115,4 @@ func Resume(mounts []ShareMount) (line.Call, error) {
 func call(function string, c clone, texts ...string) (line.Call, error) {
 	data, err := json.Marshal(c)
 	return line.Call{Function: function, Texts: texts, Data: data}, err
-}
-
-func shellWords(words Command) string {
-	quoted := make([]string, len(words))
-	for i, w := range words {
-		quoted[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-	}
-	return strings.Join(quoted, " ")
 }

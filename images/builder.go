@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // job is one image to build. The work directory is the builder's alone; what
@@ -118,7 +120,7 @@ func (b *build) env() []string { return append(baseEnv(), b.net.proxies...) }
 func (b *build) mmdebstrap(ctx context.Context, args ...string) error {
 	args = append([]string{
 		"mmdebstrap", "--verbose", "--mode=root", "--format=directory", "--architectures=" + b.plan.arch,
-		`--setup-hook=cat ` + shellQuote(b.in("apt.conf")) + ` >>"$MMDEBSTRAP_APT_CONFIG"`,
+		`--setup-hook=cat ` + vm.ShellQuote(b.in("apt.conf")) + ` >>"$MMDEBSTRAP_APT_CONFIG"`,
 	}, args...)
 	return b.run(ctx, command{args: args, env: b.env(), line: b.output.line})
 }
@@ -134,14 +136,14 @@ func (b *build) bootstrap(ctx context.Context) error {
 		mirror = append(mirror, b.plan.mirror)
 	}
 	suite := b.plan.entry.Suite
-	recipe := func(name string) string { return shellQuote(b.in("recipe/" + name)) }
+	recipe := func(name string) string { return vm.ShellQuote(b.in("recipe/" + name)) }
 	args := []string{
 		"--variant=minbase", "--include=" + strings.Join(packages, ","),
 		"--dpkgopt=" + b.in("recipe/dpkg.cfg"),
 		// mmdebstrap has put the host's own there.
 		`--customize-hook=echo 'PHASE: configure the guest'; rm -f "$1/etc/resolv.conf" "$1/etc/hostname"`,
 		`--customize-hook=` + recipe("customize.sh") + ` "$1" ` + suite,
-		`--customize-hook=` + recipe("initrd.sh") + ` "$1" ` + shellQuote(b.out(initrdName)),
+		`--customize-hook=` + recipe("initrd.sh") + ` "$1" ` + vm.ShellQuote(b.out(initrdName)),
 		suite, b.tree(),
 	}
 	return b.mmdebstrap(ctx, append(args, mirror...)...)
@@ -175,11 +177,11 @@ func (b *build) extend(ctx context.Context) error {
 	args := []string{"--variant=custom", "--skip=check/empty"}
 	driver := b.plan.driver
 	if driver != nil {
-		args = append(args, `--customize-hook=`+shellQuote(b.in("drivers/sources.sh"))+` "$1" `+shellQuote(b.in("")))
+		args = append(args, `--customize-hook=`+vm.ShellQuote(b.in("drivers/sources.sh"))+` "$1" `+vm.ShellQuote(b.in("")))
 	}
-	args = append(args, `--customize-hook=`+shellQuote(b.in("build/layer.sh"))+` "$1" `+shellQuote(b.in("")))
+	args = append(args, `--customize-hook=`+vm.ShellQuote(b.in("build/layer.sh"))+` "$1" `+vm.ShellQuote(b.in("")))
 	if driver != nil && driver.Kernel != "" {
-		args = append(args, `--customize-hook=`+shellQuote(b.in("recipe/initrd.sh"))+` "$1" `+shellQuote(b.out(initrdName)))
+		args = append(args, `--customize-hook=`+vm.ShellQuote(b.in("recipe/initrd.sh"))+` "$1" `+vm.ShellQuote(b.out(initrdName)))
 	}
 	// mmdebstrap copies the host's where the tree has none.
 	for _, name := range []string{"/etc/resolv.conf", "/etc/hostname"} {

@@ -3,6 +3,8 @@ package images
 import (
 	"fmt"
 	"strings"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // installScript is the script that runs inside the tree of a layer, at
@@ -30,7 +32,7 @@ func installScript(spec Spec, n hostNet) string {
 	}
 	for _, p := range n.proxies {
 		name, value, _ := strings.Cut(p, "=")
-		b.add(`export ` + name + `=` + shellQuote(value))
+		b.add(`export ` + name + `=` + vm.ShellQuote(value))
 	}
 	b.add(`mkdir -p "$HOME"`)
 	if spec.Node != "" {
@@ -41,7 +43,7 @@ func installScript(spec Spec, n hostNet) string {
 	}
 	for i, run := range spec.Run {
 		b.add(fmt.Sprintf(`echo 'PHASE: run command %d of %d'`, i+1, len(spec.Run)))
-		b.add(`sh -c ` + shellQuote(run) + fmt.Sprintf(` || { echo "E: run command %d failed with status $?"; exit 1; }`, i+1))
+		b.add(`sh -c ` + vm.ShellQuote(run) + fmt.Sprintf(` || { echo "E: run command %d failed with status $?"; exit 1; }`, i+1))
 	}
 	return b.String()
 }
@@ -79,9 +81,9 @@ func (b *scriptBuilder) npm(spec Spec) {
 		`export NPM_CONFIG_AUDIT=false NPM_CONFIG_FUND=false NPM_CONFIG_UPDATE_NOTIFIER=false`)
 	var names, scripts []string
 	for _, p := range spec.NPM {
-		names = append(names, shellQuote(p.Name+"@"+p.Version))
+		names = append(names, vm.ShellQuote(p.Name+"@"+p.Version))
 		if p.Scripts {
-			scripts = append(scripts, shellQuote(p.Name))
+			scripts = append(scripts, vm.ShellQuote(p.Name))
 		}
 	}
 	b.add(`npm install --global --ignore-scripts --loglevel=http ` + strings.Join(names, " "))
@@ -92,9 +94,4 @@ func (b *scriptBuilder) npm(spec Spec) {
 	// Optional dependencies that do not fit make ls fail; what it prints is right.
 	b.add(`npm ls --global --all --json >/run/build/npm-ls.json || true`,
 		`unset NPM_CONFIG_USERCONFIG NPM_CONFIG_GLOBALCONFIG NPM_CONFIG_LOGS_MAX NPM_CONFIG_PREFIX`)
-}
-
-// shellQuote quotes a word for a POSIX shell.
-func shellQuote(s string) string {
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

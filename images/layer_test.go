@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -57,7 +59,7 @@ func TestInstallScript(t *testing.T) {
 
 func TestShellQuote(t *testing.T) {
 	for _, s := range []string{"", "plain", "it's", "a b", "$x `y` \\ \"z\"", "new\nline", "'"} {
-		out, err := exec.Command("sh", "-c", "printf %s "+shellQuote(s)).Output()
+		out, err := exec.Command("sh", "-c", "printf %s "+vm.ShellQuote(s)).Output()
 		if err != nil || string(out) != s {
 			t.Errorf("%q became %q (%v)", s, out, err)
 		}

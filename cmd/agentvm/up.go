@@ -155,7 +155,7 @@ func (a *app) showCommand(cmd *cobra.Command, m *lifecycle.Manager, res lifecycl
 	if a.json {
 		return json.NewEncoder(a.stdout).Encode(argv)
 	}
-	return a.printf("%s\n", qemu.CommandLine(argv))
+	return a.printf("%s\n", vm.ShellCommand(argv...))
 }
 
 // showDomain prints the domain that libvirt would be given.

@@ -259,7 +259,7 @@ func (p parts) Machine(ctx context.Context, m vm.Machine, log string, trace supe
 	if err != nil {
 		return nil, errors.Join(err, closeMemory(memory))
 	}
-	p.log.Info("start", "command", qemu.CommandLine(argv))
+	p.log.Info("start", "command", vm.ShellCommand(argv...))
 	began := time.Now()
 	process, err := qemu.Start(ctx, argv, opts)
 	if err != nil {
@@ -443,7 +443,7 @@ func (g *runningGuest) Run(ctx context.Context, script string, out io.Writer) (i
 // Copy merges a host file or directory into the guest, below its target's parent.
 func (g *runningGuest) Copy(ctx context.Context, src, dst string) error {
 	parent := path.Dir(dst)
-	if code, err := g.Run(ctx, "mkdir -p "+ssh.Quote(parent), io.Discard); err != nil || code != 0 {
+	if code, err := g.Run(ctx, "mkdir -p "+vm.ShellQuote(parent), io.Discard); err != nil || code != 0 {
 		return fmt.Errorf("make %s: exit code %d: %w", parent, code, err)
 	}
 	return g.Upload(ctx, src, parent, ssh.CopyOptions{})

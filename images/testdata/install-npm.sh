@@ -25,8 +25,8 @@ echo 'PHASE: install npm packages'
 export NPM_CONFIG_USERCONFIG=/run/build/npmrc NPM_CONFIG_GLOBALCONFIG=/run/build/no-npmrc
 export NPM_CONFIG_CACHE=/run/build/npm-cache NPM_CONFIG_LOGS_MAX=0 NPM_CONFIG_PREFIX=/usr/local
 export NPM_CONFIG_AUDIT=false NPM_CONFIG_FUND=false NPM_CONFIG_UPDATE_NOTIFIER=false
-npm install --global --ignore-scripts --loglevel=http '@scope/agent@1.2.3' 'other@4.5.6'
+npm install --global --ignore-scripts --loglevel=http @scope/agent@1.2.3 other@4.5.6
 rm /run/build/npmrc
-npm rebuild --global --ignore-scripts=false --foreground-scripts '@scope/agent'
+npm rebuild --global --ignore-scripts=false --foreground-scripts @scope/agent
 npm ls --global --all --json >/run/build/npm-ls.json || true
 unset NPM_CONFIG_USERCONFIG NPM_CONFIG_GLOBALCONFIG NPM_CONFIG_LOGS_MAX NPM_CONFIG_PREFIX

@@ -52,22 +52,3 @@ func render(v any) string {
 // https://www.qemu.org/docs/master/system/invocation.html ("Sometimes, it is
 // necessary to...": "use two commas").
 func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
-
-// CommandLine quotes argv for a POSIX shell.
-func CommandLine(argv []string) string {
-	quoted := make([]string, len(argv))
-	for i, w := range argv {
-		quoted[i] = shellQuote(w)
-	}
-	return strings.Join(quoted, " ")
-}
-
-func shellQuote(word string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:=,+@%", r)
-	}
-	if word != "" && strings.IndexFunc(word, func(r rune) bool { return !plain(r) }) < 0 {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
-}

@@ -19,7 +19,6 @@ import (
 	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/console"
 	"github.com/agentvm/agentvm/vm/libvirt"
-	"github.com/agentvm/agentvm/vm/ssh"
 )
 
 // ErrConnection marks a host that cannot be reached, or was lost.
@@ -158,7 +157,7 @@ func clean(said []byte) string {
 
 // output runs a shell's line there, with an input, and returns what it prints.
 func (c *Conn) output(ctx context.Context, script string, in io.Reader) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, "ssh", c.args(shared, "sh -c "+ssh.Quote(script))...)
+	cmd := exec.CommandContext(ctx, "ssh", c.args(shared, "sh -c "+vm.ShellQuote(script))...)
 	out, said := &bounded{max: maxSaid}, &bounded{max: maxSaid}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, said
 	cmd.WaitDelay = 5 * time.Second

@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/agentvm/agentvm/vm"
-	"github.com/agentvm/agentvm/vm/ssh"
 )
 
 // Arg is the first argument of a program that another host's agentvm has sent.
@@ -96,9 +95,5 @@ func (c *Conn) command(words ...string) (string, error) {
 	if c.program == "" {
 		return "", errors.New("the program is not there yet")
 	}
-	line := "exec " + ssh.Quote(c.program) + " " + Arg
-	for _, w := range words {
-		line += " " + ssh.Quote(w)
-	}
-	return line, nil
+	return "exec " + vm.ShellCommand(append([]string{c.program, Arg}, words...)...), nil
 }

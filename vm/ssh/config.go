@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // OpenSSHHost describes one guest to OpenSSH's client.
@@ -81,7 +83,7 @@ func proxyCommand(argv []string) (string, error) {
 // proxyWord avoids what OpenSSH (from 8.7 on) would misread when it checks
 // the line's own quotes: a backslash within single quotes escapes there.
 func proxyWord(arg string) string {
-	if strings.Trim(arg, plainBytes) == "" && arg != "" {
+	if vm.ShellQuote(arg) == arg {
 		return strings.ReplaceAll(arg, "%", "%%")
 	}
 	var b strings.Builder

@@ -5,24 +5,13 @@ import (
 	"fmt"
 	"path"
 	"strings"
+
+	"github.com/agentvm/agentvm/vm"
 )
 
 // maxCommand is the longest command line: sshd hands it to the login shell as
 // one argument, and Linux bounds those (MAX_ARG_STRLEN, execve(2)).
 const maxCommand = 128<<10 - 1
-
-// Quote returns s as one word of a POSIX shell (XCU 2.2.2): within single
-// quotes every byte but the single quote stands for itself.
-func Quote(s string) string {
-	if s != "" && strings.Trim(s, plainBytes) == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
-// plainBytes mean nothing to a shell at any place in a word. An equals sign
-// does in the first word, a tilde at its start.
-const plainBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_@%+:,./-"
 
 // commandLine is what the guest's login shell gets to run c. It is empty for
 // a plain login shell.
@@ -36,17 +25,13 @@ func (c *Command) commandLine() (string, error) {
 	case len(c.Argv) > 0:
 		// exec makes the command the leader of the session's process group,
 		// which is what sshd signals, and its death is seen as it happened.
-		words := make([]string, len(c.Argv))
-		for i, arg := range c.Argv {
-			words[i] = Quote(arg)
-		}
-		line = "exec " + strings.Join(words, " ")
+		line = "exec " + vm.ShellCommand(c.Argv...)
 		if strings.HasPrefix(c.Argv[0], "-") {
-			line = "exec -- " + strings.Join(words, " ") // not dash's to know
+			line = "exec -- " + vm.ShellCommand(c.Argv...) // not dash's to know
 		}
 	case c.Dir != "" && c.Shell != "":
 		// eval keeps the line's own operators and comments to itself.
-		line = "eval " + Quote(" "+c.Shell)
+		line = "eval " + vm.ShellQuote(" "+c.Shell)
 	case c.Dir != "":
 		line = `exec "${SHELL:-/bin/sh}" -l`
 	}
@@ -55,7 +40,7 @@ func (c *Command) commandLine() (string, error) {
 		if !path.IsAbs(dir) {
 			dir = "./" + dir // neither "-" nor a name for CDPATH
 		}
-		line = "cd -- " + Quote(dir) + " && " + line
+		line = "cd -- " + vm.ShellQuote(dir) + " && " + line
 	}
 	if strings.ContainsRune(line, 0) {
 		return "", errors.New("a command cannot hold a NUL byte")

@@ -129,7 +129,7 @@ func (s *Supervisor) settle(ctx context.Context, guest Guest) ([]string, error) 
 // single quotes for the shell and with its backslashes kept from grep.
 func mountsEscape(path string) string {
 	path = strings.NewReplacer(" ", `\\040`, "\t", `\\011`, "\n", `\\012`, `\`, `\\134`, ".", `\.`, "[", `\[`, "*", `\*`).Replace(path)
-	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+	return vm.ShellQuote(path)
 }
 
 // serveSSH lets SSH clients on the host use the connection.
@@ -165,7 +165,7 @@ func (s *Supervisor) provision(ctx context.Context, guest Guest, first bool) (wa
 	defer s.trace("provision", time.Now())
 	for i, script := range g.Run {
 		var out tail
-		code, err := guest.Run(ctx, "cd "+shellQuote(g.Directory)+" && "+script, &out)
+		code, err := guest.Run(ctx, "cd "+vm.ShellQuote(g.Directory)+" && "+script, &out)
 		s.log.Info("provision", "command", script, "exit", code, "output", out.String())
 		if err == nil && code != 0 {
 			err = fmt.Errorf("exit code %d: %s", code, lastLine(out.String()))
@@ -199,8 +199,6 @@ func (s *Supervisor) reconnect(ctx context.Context, why error) error {
 	}
 	return err
 }
-
-func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 func lastLine(s string) string {
 	s = strings.TrimSpace(s)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/agentvm/agentvm/vm"
 	"github.com/agentvm/agentvm/vm/control"
 	"github.com/agentvm/agentvm/vm/instance"
 	"github.com/agentvm/agentvm/vm/line"
@@ -192,7 +193,7 @@ func (s *Supervisor) release(ctx context.Context, guest Guest) error {
 		return err
 	}
 	var out head
-	code, err := guest.Run(ctx, "cd / && exec sudo -n python3 -c "+shellQuote(program), &out)
+	code, err := guest.Run(ctx, "cd / && exec sudo -n python3 -c "+vm.ShellQuote(program), &out)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -232,7 +233,7 @@ func (s *Supervisor) remount(ctx context.Context, guest Guest) {
 		if sh.ReadOnly {
 			mode = "ro"
 		}
-		target := shellQuote(sh.Target)
+		target := vm.ShellQuote(sh.Target)
 		fmt.Fprintf(&script, "mountpoint -q %s || sudo -n mount -t virtiofs -o %s %s %s\n", target, mode, sh.Tag, target)
 	}
 	var out head

@@ -58,7 +58,7 @@ func TestNotReleased(t *testing.T) {
 		if err := l.client.Suspend(t.Context()); err == nil {
 			t.Error("no error")
 		}
-		if s := l.until(want); !strings.Contains(<-remounted, "workspace '/workspace'") || len(s.Warnings) != code {
+		if s := l.until(want); !strings.Contains(<-remounted, "workspace /workspace\n") || len(s.Warnings) != code {
 			t.Errorf("status %+v", s)
 		}
 	}

@@ -274,7 +274,7 @@ func TestWatchSeesTheEnd(t *testing.T) {
 
 func TestMountsEscape(t *testing.T) {
 	for in, want := range map[string]string{
-		"/workspace": `'/workspace'`,
+		"/workspace": "/workspace",
 		"/my data":   `'/my\\040data'`,
 		"/a.b":       `'/a\.b'`,
 		"/it's":      `'/it'\''s'`,

@@ -1,0 +1,31 @@
+package vm
+
+import "strings"
+
+// plainBytes mean nothing to a shell at any place in a word. An equals sign
+// does in the first word, a tilde at its start.
+const plainBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_@%+:,./-"
+
+// ShellQuote returns s as one word of a POSIX shell (XCU 2.2.2): within single
+// quotes every byte but the single quote stands for itself.
+func ShellQuote(s string) string { return quoteUnless(plainBytes, s) }
+
+// ShellCommand returns words as a command of a POSIX shell.
+func ShellCommand(words ...string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		if i == 0 {
+			quoted[i] = ShellQuote(w)
+		} else {
+			quoted[i] = quoteUnless(plainBytes+"=", w)
+		}
+	}
+	return strings.Join(quoted, " ")
+}
+
+func quoteUnless(plain, s string) string {
+	if s != "" && strings.Trim(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
