@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 
@@ -62,7 +61,7 @@ func Clone(cfg Config, machineID string) (line.Call, error) {
 		return line.Call{}, fmt.Errorf("%w: a clone needs a key to log in with", ErrInvalid)
 	}
 	c.MachineID, c.HostKeyPublic = machineID, keys.ED25519Public
-	c.AuthorizedKeysFile = path.Join(cfg.User.Home(), ".ssh/authorized_keys")
+	c.AuthorizedKeysFile = line.AuthorizedKeys(cfg.User.Home())
 	authorized := strings.Join(append(slices.Clone(cfg.AuthorizedKeys), ""), "\n")
 	return call(line.Clone, c, authorized, keys.ED25519Private)
 }

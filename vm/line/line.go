@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -83,6 +84,9 @@ func Shell(script string, args ...string) string {
 	}
 	return "run(" + strings.Join(words, ", ") + ")"
 }
+
+// AuthorizedKeys is the file, in a home directory, that says who may log in.
+func AuthorizedKeys(home string) string { return path.Join(home, ".ssh/authorized_keys") }
 
 // MeetServer returns a program for a guest whose SSH server waits for its host
 // key, and who may log in is still to be written to a file. Clone then finds both open.

@@ -2,7 +2,6 @@ package template
 
 import (
 	_ "embed"
-	"path"
 
 	"github.com/agentvm/agentvm/vm/line"
 )
@@ -13,5 +12,6 @@ var rest string
 // Rest returns a program for the guest's end of the line that brings a freshly
 // booted guest to the state that a template is saved in. user logs in to it.
 func Rest(user, home string) string {
-	return line.Shell(rest, user, home) + "\n" + line.MeetServer(path.Join(home, ".ssh/authorized_keys"))
+	keys := line.AuthorizedKeys(home)
+	return line.Shell(rest, user, keys) + "\n" + line.MeetServer(keys)
 }

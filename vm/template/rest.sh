@@ -7,9 +7,9 @@
 # No TCP connection is ever opened in a template: the kernel chooses the secret
 # of its sequence numbers at the first one, so that each clone chooses its own.
 #
-# The arguments are who logs in, and the home directory.
+# The arguments are who logs in, and the file that says by which keys.
 set -eu
-user=$1 home=$2
+user=$1 keys=$2
 until [ -e /run/cloud-init/result.json ]; do sleep 0.2; done
 grep -q '"errors": \[\]' /run/cloud-init/result.json || { cat /run/cloud-init/result.json; exit 1; }
 until ip -4 -o address show scope global | grep -q . && [ -s /run/sshd.pid ]; do sleep 0.2; done
@@ -22,8 +22,8 @@ rm -rf /var/lib/cloud/instance /var/lib/cloud/instances/* /var/lib/cloud/data/* 
 # Whoever logs in again waits for it, and it was a link to what is gone now.
 rm -f /run/cloud-init/result.json
 echo '{"v1": {"datasource": null, "errors": []}}' >/run/cloud-init/result.json
-install -d -m 700 -o "$user" -g "$user" "$home"/.ssh
-install -m 600 -o "$user" -g "$user" /dev/null "$home"/.ssh/authorized_keys
+install -d -m 700 -o "$user" -g "$user" "$(dirname "$keys")"
+install -m 600 -o "$user" -g "$user" /dev/null "$keys"
 # sshd starts, and waits in opening its host key, which each clone has its own
 # of. The pipe is in memory: a disk that loses the key boots all the same.
 key=/etc/ssh/ssh_host_ed25519_key
