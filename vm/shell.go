@@ -14,11 +14,11 @@ func ShellQuote(s string) string { return quoteUnless(plainBytes, s) }
 func ShellCommand(words ...string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
-		if i == 0 {
-			quoted[i] = ShellQuote(w)
-		} else {
-			quoted[i] = quoteUnless(plainBytes+"=", w)
+		plain := plainBytes
+		if i > 0 && !strings.HasPrefix(w, "=") { // zsh looks for what =ls names
+			plain += "="
 		}
+		quoted[i] = quoteUnless(plain, w)
 	}
 	return strings.Join(quoted, " ")
 }

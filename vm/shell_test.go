@@ -22,15 +22,15 @@ func TestShellQuote(t *testing.T) {
 }
 
 func TestShellCommand(t *testing.T) {
-	got := ShellCommand("A=b", "-a", "b c", "", "it's", "x,,y=z", "$HOME", "a\nb")
-	if want := `'A=b' -a 'b c' '' 'it'\''s' x,,y=z '$HOME' 'a` + "\n" + `b'`; got != want {
+	got := ShellCommand("A=b", "-a", "b c", "", "it's", "x,,y=z", "==", "$HOME", "a\nb")
+	if want := `'A=b' -a 'b c' '' 'it'\''s' x,,y=z '==' '$HOME' 'a` + "\n" + `b'`; got != want {
 		t.Errorf("got %s", got)
 	}
 }
 
 // Whatever the argument is, a shell sees one word with exactly these bytes.
 func FuzzShellCommand(f *testing.F) {
-	for _, s := range []string{"", " ", "'", `\`, "''\\'", "a\nb\n", "$(id)`id`${x}", "\xff\xfe", "-n", "*?[", "!x", "#", "~root", "a=b", "{a,b}", "\r\t"} {
+	for _, s := range []string{"", " ", "'", `\`, "''\\'", "a\nb\n", "$(id)`id`${x}", "\xff\xfe", "-n", "*?[", "!x", "#", "~root", "a=b", "=ls", "{a,b}", "\r\t"} {
 		f.Add(s, "y")
 	}
 	f.Fuzz(func(t *testing.T, a, b string) {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -124,10 +125,12 @@ func TestFullDisk(t *testing.T) {
 		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=711,size="+size); err != nil {
 			testenv.Unavailable(t, "needs a small file system: %v", err)
 		}
+		defer func() {
+			if err := syscall.Unmount(dir, 0); err != nil {
+				t.Error(errors.Join(err, syscall.Unmount(dir, syscall.MNT_DETACH)))
+			}
+		}()
 		act()
-		if err := syscall.Unmount(dir, 0); err != nil {
-			t.Fatal(err)
-		}
 	}
 	t.Run("for machines", func(t *testing.T) {
 		small(t, filepath.Join(h.home, "state"), "16m", func() {

@@ -59,13 +59,14 @@ func memoryCopy(b *testing.B, bytes int64) time.Duration {
 	return median(b, func() func() { copy(to, from); return func() {} })
 }
 
-// floor puts a warm start beside what nobody could do without, each part measured by
-// itself with what comes with a distribution: QEMU's start, a copy of the memory
-// beside it, and a handshake with OpenSSH in a guest whose boot is long over.
-func (u usable) floor(memory int64, alone time.Duration, qemu, handshake time.Duration) *table {
+// floor puts a warm start beside its parts, each measured by itself with what comes
+// with a distribution: QEMU's start, a copy of as much as the template takes beside it,
+// and a handshake with OpenSSH in a guest whose boot is long over. A warm start has
+// another server, and a guest that translates its code anew.
+func (u usable) floor(template int64, alone time.Duration, qemu, handshake time.Duration) *table {
 	t := newTable("A warm start, and its parts measured by themselves", "part", "by itself", "in the warm start")
 	t.add("QEMU until its monitor answers", qemu, u.up.phase("qemu").Took)
-	t.add("the template's "+units.BytesSize(float64(memory))+", copied in memory", alone, u.up.phase("memory").Took)
+	t.add("the template's "+units.BytesSize(float64(template))+", copied in memory", alone, u.up.phase("memory").Took)
 	t.add("SSH handshake and login", handshake, u.up.phase("ssh").Took)
 	sum := max(qemu, alone) + handshake
 	t.add("all, the copy beside QEMU's start", sum, u.total)

@@ -355,7 +355,7 @@ func TestTemplateKilled(t *testing.T) {
 		})
 	}
 	t.Run("to be deleted while a machine starts from it", func(t *testing.T) {
-		o := h.when(dir, "memory loaded", func(up *os.Process) {
+		o := h.when(dir, "network (", func(up *os.Process) {
 			signal(syscall.SIGSTOP)(up) // it holds the template for as long as the test takes
 			h.fails(h.home, exitUsage, "is in use", "template", "rm", before[0].ID)
 			signal(syscall.SIGCONT)(up)

@@ -20,7 +20,11 @@ var rehearsal = instance.Share{Tag: "rehearsal", Target: "/run/rehearsal", ReadO
 const (
 	rehearseMount = `mount_shares({"home": "", "shares": [{"tag": "rehearsal", "target": "/run/rehearsal", "readonly": True}]})`
 	rehearseEnd   = `
-if libc.umount2(b"/run/rehearsal", 0) != 0:
+for attempt in range(100):  # what looks at all mounts may be in it
+    if libc.umount2(b"/run/rehearsal", 0) == 0:
+        break
+    time.sleep(0.05)
+else:
     raise OSError(ctypes.get_errno(), "unmount")
 os.rmdir("/run/rehearsal")
 `
@@ -29,7 +33,7 @@ os.rmdir("/run/rehearsal")
 // rehearse has a guest that is nobody's do what it will be asked for when it is
 // claimed: find a share that is plugged in, mount it, and run a command in it. The
 // first time is slow, since what is needed is read, and emulated code translated. So it
-// comes while nobody waits, and leaves nothing but lines in the kernel's log.
+// comes while nobody waits. What the guest has logged of it is all that is left.
 func (s *Supervisor) rehearse(ctx context.Context, l Line) (err error) {
 	defer s.trace("rehearsal", time.Now())
 	defer func() {
@@ -43,6 +47,11 @@ func (s *Supervisor) rehearse(ctx context.Context, l Line) (err error) {
 		return err
 	}
 	defer os.Remove(sh.Source)
+	if o := s.spec.Machine.RunAs; o != nil { // its server needs no other's rights then
+		if err := os.Lchown(sh.Source, o.UID, o.GID); err != nil {
+			return err
+		}
+	}
 	socket := s.socket(sh.Tag + ".sock")
 	defer os.Remove(socket)
 	served, err := s.parts.Share(ctx, s.spec, sh, socket, s.inst.Path("virtiofsd-"+sh.Tag+".log"))
@@ -55,7 +64,30 @@ func (s *Supervisor) rehearse(ctx context.Context, l Line) (err error) {
 		err = errors.Join(err, served.Stop())
 		s.change(func(st *instance.Status) { delete(st.Children, process) })
 	}()
-	if err := s.machine.Plug(ctx, 0, vm.Share{Tag: sh.Tag, Socket: socket}); err != nil {
+	if err := s.meetShare(ctx, l, served, vm.Share{Tag: sh.Tag, Socket: socket}); err != nil {
+		return err
+	}
+	return s.machine.Unplug(ctx, 0)
+}
+
+// meetShare has the guest use the rehearsal's share and let go of it, for as long
+// as it is served: a guest that has a dead one mounted would wait for ever.
+func (s *Supervisor) meetShare(ctx context.Context, l Line, served Share, sh vm.Share) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-served.Done():
+			cancel(fmt.Errorf("the share's server has ended: %w", served.Err()))
+		case <-ctx.Done():
+		}
+	}()
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx) // err is its symptom
+		}
+	}()
+	if err := s.machine.Plug(ctx, 0, sh); err != nil {
 		return err
 	}
 	var missed []string
@@ -65,13 +97,10 @@ func (s *Supervisor) rehearse(ctx context.Context, l Line) (err error) {
 	if len(missed) > 0 {
 		return errors.New(strings.Join(missed, "; "))
 	}
-	if err := s.rehearseCommand(ctx, sh.Target); err != nil {
+	if err := s.rehearseCommand(ctx, rehearsal.Target); err != nil {
 		return err
 	}
-	if err := l.Run(ctx, rehearseEnd, nil); err != nil {
-		return err
-	}
-	return s.machine.Unplug(ctx, 0)
+	return l.Run(ctx, rehearseEnd, nil)
 }
 
 func (s *Supervisor) rehearseCommand(ctx context.Context, dir string) error {

@@ -24,7 +24,7 @@ import (
 // Waits of saving a machine that is in use.
 const (
 	releaseTimeout = time.Minute      // until the guest has let go of its shares
-	unplugTimeout  = 30 * time.Second // a guest takes five seconds to unplug a device
+	unplugTimeout  = 30 * time.Second // until it has let go of a device
 	writeTimeout   = 10 * time.Minute // memory and disk, whatever they are written to
 	returnTimeout  = 2 * time.Minute  // until the guest is back after that
 )

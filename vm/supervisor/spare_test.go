@@ -86,9 +86,7 @@ func TestSpare(t *testing.T) {
 	if !slices.Equal(*w.machine.did, rehearsed) {
 		t.Errorf("the machine did %q, want %q", *w.machine.did, rehearsed)
 	}
-	if _, err := os.Stat(l.inst.Path("rehearsal")); !os.IsNotExist(err) {
-		t.Errorf("the directory of the rehearsal is left: %v", err)
-	}
+	w.rehearsalOver(l)
 	old := l.inst
 	l.inst = claimant(t, l, "seed of mine")
 	spec, err := l.inst.Claim()
@@ -275,6 +273,13 @@ func TestRehearsalFails(t *testing.T) {
 			}
 		},
 		"the guest refused": func(w *world) { w.machine.keeps = true },
+		"the share's server has ended: killed": func(w *world) {
+			<-w.guests
+			w.guests <- fakeGuest{mortal: newMortal(), run: func(string, io.Writer) (int, error) {
+				w.rehearsal.die(errors.New("killed"))
+				select {} // as a program in a dead share does
+			}}
+		},
 	} {
 		t.Run(why, func(t *testing.T) {
 			w := newWorld()
@@ -283,9 +288,22 @@ func TestRehearsalFails(t *testing.T) {
 			if s := l.until(instance.Failed); !strings.Contains(s.Reason, "rehearse a claim: ") || !strings.Contains(s.Reason, why) {
 				t.Errorf("failed of %q", s.Reason)
 			}
-			if _, err := os.Stat(l.inst.Path("rehearsal")); !os.IsNotExist(err) {
-				t.Errorf("the directory of the rehearsal is left: %v", err)
+			if w.rehearsalErr == nil {
+				w.rehearsalOver(l)
 			}
 		})
+	}
+}
+
+// rehearsalOver looks for what a rehearsal has left.
+func (w *world) rehearsalOver(l *life) {
+	l.t.Helper()
+	if _, err := os.Stat(l.inst.Path("rehearsal")); !os.IsNotExist(err) {
+		l.t.Errorf("the directory of the rehearsal is left: %v", err)
+	}
+	select {
+	case <-w.rehearsal.Done():
+	default:
+		l.t.Error("the rehearsal's share is still served")
 	}
 }

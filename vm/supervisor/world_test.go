@@ -165,7 +165,8 @@ type world struct {
 	machine      fakeMachine
 	guests       chan fakeGuest // handed out one a login; empty: the login hangs
 	line         fakeLine
-	shareErr     error // of the machine's own
+	shareErr     error     // of the machine's own
+	rehearsal    fakeShare // what a machine of the pool has while it rehearses
 	rehearsalErr error
 	qemuErr      error
 	again        []fakeMachine // what is started after the first, where that is another; none: it fails
@@ -178,7 +179,7 @@ type world struct {
 }
 
 func newWorld() *world {
-	w := &world{share: fakeShare{newMortal()}, machine: fakeMachine{mortal: newMortal(), did: new([]string)}, guests: make(chan fakeGuest, 4)}
+	w := &world{share: fakeShare{newMortal()}, rehearsal: fakeShare{newMortal()}, machine: fakeMachine{mortal: newMortal(), did: new([]string)}, guests: make(chan fakeGuest, 4)}
 	w.guests <- fakeGuest{mortal: newMortal()}
 	return w
 }
@@ -188,7 +189,7 @@ func (w *world) Network(context.Context, instance.Spec, string, string) (Network
 }
 func (w *world) Share(_ context.Context, _ instance.Spec, sh instance.Share, _, _ string) (Share, error) {
 	if sh.Tag == rehearsal.Tag {
-		return fakeShare{newMortal()}, w.rehearsalErr
+		return w.rehearsal, w.rehearsalErr
 	}
 	if w.anew {
 		return fakeShare{newMortal()}, w.shareErr

@@ -46,9 +46,10 @@ udevadm control --stop-exec-queue
 echo 1 >/proc/sys/vm/compact_memory
 sleep 5
 # It reports large pieces alone. The small ones are what the kernel gives away
-# first, so zeros are put into them, which take no room in a template. A guest
-# with less memory takes as many as it can.
-head -c 48M /dev/zero >/dev/shm/zeros || :
+# first, so zeros are put into them, which take no room in a template: half as
+# many as there is room for where that is little.
+zeros=$(awk '/^MemAvailable:/ { half = int($2 / 2); print (half < 49152 ? half : 49152) }' /proc/meminfo)
+head -c "${zeros}K" /dev/zero >/dev/shm/zeros || :
 rm -f /dev/shm/zeros
 # The journal waits, too: what is logged from here on lies in its sockets.
 journal=$(systemctl show -P MainPID systemd-journald)
