@@ -156,9 +156,9 @@ func TestFullDisk(t *testing.T) {
 			if err := os.Remove(filler); err != nil {
 				t.Error(err)
 			}
-			left, _ := filepath.Glob(filepath.Join(h.templateDir(), "*", "*"))
+			left, _ := filepath.Glob(filepath.Join(h.templateDir(), "making", "*"))
 			if list := h.templates(); len(list)+len(left) > 0 {
-				t.Errorf("left: %+v, %q", list, left)
+				t.Errorf("left: %+v, %q\n%s", list, left, o.stderr)
 			}
 		})
 	})

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/gofrs/flock"
 
@@ -67,7 +68,14 @@ func (i *Instance) bury(s Status) (Status, error) {
 	if err := s.To(Failed, reason); err != nil {
 		return s, err
 	}
-	return s, i.WriteStatus(s)
+	err := i.WriteStatus(s)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		// Nobody could delete the machine to make room, were that an error. The
+		// supervisor may not have been able to write its own end down either.
+		s.Reason += fmt.Sprintf(", or ended on a full disk (%v)", err)
+		err = nil
+	}
+	return s, err
 }
 
 // HostBoot identifies this boot of the host (random(4)).
