@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/agentvm/agentvm/vm"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -54,15 +52,6 @@ func TestInstallScript(t *testing.T) {
 	}
 	if got := installScript(Spec{Image: "debian-13", Packages: []string{"jq"}}, host); got != "" {
 		t.Errorf("a layer of Debian packages only has a script:\n%s", got)
-	}
-}
-
-func TestShellQuote(t *testing.T) {
-	for _, s := range []string{"", "plain", "it's", "a b", "$x `y` \\ \"z\"", "new\nline", "'"} {
-		out, err := exec.Command("sh", "-c", "printf %s "+vm.ShellQuote(s)).Output()
-		if err != nil || string(out) != s {
-			t.Errorf("%q became %q (%v)", s, out, err)
-		}
 	}
 }
 

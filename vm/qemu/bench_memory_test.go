@@ -83,7 +83,6 @@ type benchMachine struct {
 	memory *os.File
 	load   errgroup.Group
 	mon    *qmp.Client
-	dir    string
 }
 
 // newBenchMachine starts a machine, or where dir has a saved one, one that waits for it.
@@ -98,7 +97,7 @@ func newBenchMachine(b *testing.B, dir string, caps Caps, capabilities ...string
 	if err != nil {
 		b.Fatal(err)
 	}
-	r := &benchMachine{dir: dir}
+	r := &benchMachine{}
 	if r.memory, err = saved.NewMemory(m.Memory); err != nil {
 		b.Fatal(err)
 	}

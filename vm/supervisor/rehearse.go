@@ -12,21 +12,23 @@ import (
 	"github.com/agentvm/agentvm/vm/instance"
 )
 
+const rehearsalTarget = "/run/rehearsal"
+
 // rehearsal is the share of a rehearsal: an empty directory, where the guest
 // finds its own first one later.
-var rehearsal = instance.Share{Tag: "rehearsal", Target: "/run/rehearsal", ReadOnly: true}
+var rehearsal = instance.Share{Tag: "rehearsal", Target: rehearsalTarget, ReadOnly: true}
 
 // Programs of the guest's end of the line, for both ends of a rehearsal.
 const (
-	rehearseMount = `mount_shares({"home": "", "shares": [{"tag": "rehearsal", "target": "/run/rehearsal", "readonly": True}]})`
+	rehearseMount = `mount_shares({"home": "", "shares": [{"tag": "rehearsal", "target": "` + rehearsalTarget + `", "readonly": True}]})`
 	rehearseEnd   = `
 for attempt in range(100):  # what looks at all mounts may be in it
-    if libc.umount2(b"/run/rehearsal", 0) == 0:
+    if libc.umount2(b"` + rehearsalTarget + `", 0) == 0:
         break
     time.sleep(0.05)
 else:
     raise OSError(ctypes.get_errno(), "unmount")
-os.rmdir("/run/rehearsal")
+os.rmdir("` + rehearsalTarget + `")
 `
 )
 

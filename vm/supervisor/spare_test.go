@@ -244,7 +244,7 @@ func failClaim(err error) func(context.Context, string, func(string)) error {
 	}
 }
 
-// TestRehearsalFails: what a claim would fail of ends the machine before it waits.
+// TestRehearsalFails: a machine that fails in its rehearsal ends, says why, and never waits.
 func TestRehearsalFails(t *testing.T) {
 	for why, alter := range map[string]func(*world){
 		"no such program": func(w *world) { w.rehearsalErr = errors.New("no such program") },
